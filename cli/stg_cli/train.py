@@ -1,0 +1,250 @@
+"""stg-train: learn the energy of a video."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stg_cli.common import (
+    INTERRUPTED,
+    Debug,
+    Overwrite,
+    Threads,
+    parse_crop,
+    parse_size,
+    progress_bar,
+    require,
+    run_app,
+)
+from stg_runtime.errors import DivergenceError, InputError
+
+if TYPE_CHECKING:
+    from stg_train.learn import Metrics
+    from stg_train.recipe import Recipe
+    from stg_train.run import Run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")],
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="VIDEO...", help="Video files, image folders or .npy."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Built-in recipe or TOML file [default: fc-s]."),
+    ] = None,
+    scale: Annotated[
+        Literal["small", "paper"] | None,
+        typer.Option(help="Size of the recipe: for two cores, or for a GPU [default: small]."),
+    ] = None,
+    regime: Annotated[
+        Literal["short-run", "persistent"] | None,
+        typer.Option(help="Restart chains from noise at each update, or carry them on."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Train at this size, pixels.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames taken from each video.")] = None,
+    start: Annotated[int | None, typer.Option(min=0, help="First frame taken.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Cut this out first, source pixels.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
+    ] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Parameter updates in all.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights, noise and windows.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to train.")
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None, typer.Option(help="Of the convolutions.")
+    ] = None,
+    threads: Threads = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Updates between checkpoints.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue RUN from its checkpoint.")
+    ] = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Learn the energy of a video.
+
+    Example: stg-train fire.mp4 -o runs/fire
+
+    Continue after a stop: stg-train -o runs/fire --resume
+    """
+    overrides: dict[str, Any] = {
+        "data.videos": [str(video) for video in videos] if videos else None,
+        "data.size": parse_size(size),
+        "data.frames": frames,
+        "data.start": start,
+        "data.crop": parse_crop(crop),
+        "data.window": window,
+        "learning.regime": regime,
+        "learning.updates": updates,
+        "output.checkpoint_every": checkpoint_every,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+    }
+    require("train", "torch", "safetensors", "tomli_w")
+    # torch takes a second to import; --help and usage errors do not wait for it.
+    from stg_train.recipe import load_recipe
+    from stg_train.run import Run
+
+    if resume:
+        if overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
+        work = Run.resume(run, updates=updates, device=device)
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if recipe is not None or scale is not None:
+            # The command that started the run may be repeated with --resume; it must say the same.
+            whole = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
+            given = {**_flat(whole.model_dump(exclude={"description": True})), **given}
+        _refuse_changes(run, work.learner.recipe, given)
+        if work.learner.update_count >= work.learner.recipe.learning.updates:
+            print(
+                f"{run} has made its {work.learner.update_count} updates already; "
+                "give --updates to learn longer",
+                file=sys.stderr,
+            )
+    else:
+        resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
+        if not resolved.data.videos:
+            raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
+        work = Run.start(run, resolved, overwrite=overwrite)
+    _learn(work)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _refuse_changes(run: Path, stored: Recipe, given: dict[str, Any]) -> None:
+    """On --resume, an option that says something else than the run does is a mistake."""
+    have = _flat(stored.model_dump())
+    for key, value in given.items():
+        # These may change, or were resolved from "auto" when the run was started.
+        free = key in ("learning.updates", "device") or value in ("auto", None, ())
+        want = list(value) if isinstance(value, tuple | list) else value
+        kept = list(have[key]) if isinstance(have[key], tuple | list) else have[key]
+        if not free and want != kept:
+            raise InputError(
+                f"{key} is {have[key]} in {run}, not {value}; --resume takes --updates and "
+                "--device only, everything else stays as it was started"
+            )
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM: stop after the update under way; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("stopping after this update (again to stop at once)", file=sys.stderr)
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+
+def _learn(work: Run) -> None:
+    recipe = work.learner.recipe
+    total, first = recipe.learning.updates, work.learner.update_count
+    print(
+        f"{recipe.name}, {recipe.learning.regime}: {len(work.learner.observed.pixels)} clip(s) of "
+        f"{recipe.data.frames}x{recipe.data.size[0]}x{recipe.data.size[1]}, {recipe.device}, "
+        f"{recipe.precision}, {recipe.threads} threads, seed {recipe.seed}",
+        file=sys.stderr,
+    )
+    unlearned = [update for update in recipe.learning.growth if update >= total]
+    if unlearned:
+        layers = len(recipe.network.layers)
+        print(
+            f"warning: {layers - len(unlearned)} of {layers} layers are learned in {total} "
+            f"updates; the next would be added at update {unlearned[0]} (learning.growth)",
+            file=sys.stderr,
+        )
+    stop = _Stop()
+    began = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("updates", total=total, completed=first) if bar else None
+        told = began
+
+        def report(metrics: Metrics) -> None:
+            nonlocal told
+            if metrics.returned_to is not None:
+                print(
+                    f"update {metrics.update}: the chains lost the clips (response "
+                    f"{metrics.response_synthesized:.3g} against {metrics.response_observed:.3g}); "
+                    f"back to the parameters of update {metrics.returned_to}, learning more slowly",
+                    file=sys.stderr,
+                )
+            now = time.monotonic()
+            rate = (metrics.update - first) / max(now - began, 1e-9)
+            figures = (
+                f"E observed {metrics.energy_observed:.4g} synthesized "
+                f"{metrics.energy_synthesized:.4g}  grad {metrics.grad_norm:.2g}  chain "
+                f"{metrics.chain_mean:+.2f}±{metrics.chain_std:.2f}  {rate:.2f}/s"
+            )
+            if bar is not None and task is not None:
+                bar.figures = figures
+                bar.update(task, completed=metrics.update)
+            elif now - told >= 10 or metrics.update in (first + 1, total):
+                told = now
+                left = (total - metrics.update) / rate
+                print(
+                    f"update {metrics.update}/{total}  {figures}  {left:.0f} s left",
+                    file=sys.stderr,
+                )
+
+        try:
+            done = work.learn(report, stop)
+        except DivergenceError as error:
+            raise DivergenceError(
+                f"{error} in a copy of {work.folder}/recipe.toml and start another run with "
+                f"--recipe; {work.folder} still holds its last good checkpoint"
+            ) from None
+    if not done:
+        print(
+            f"stopped at update {work.learner.update_count} of {total}; continue with "
+            f"stg-train -o {work.folder} --resume",
+            file=sys.stderr,
+        )
+        raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
+    print(
+        f"{work.folder}  ({total} updates, {time.monotonic() - began:.0f} s; look at "
+        f"{work.folder / 'chains.mp4'}; next: stg-export {work.folder} -o MODEL.onnx)"
+    )
+
+
+def main() -> None:
+    """Entry point of stg-train."""
+    run_app(app)

@@ -1,0 +1,253 @@
+"""From an energy to one torch graph of its energy and its input gradient.
+
+The backward pass is traced together with the forward pass, operator by operator. What is left to
+do is to write the backward operators in terms of forward ones (`_DECOMPOSITIONS`), and to keep the
+seed of the backward pass, a tensor of equal values, a scalar (`cleaning`), because an exporter
+would store it at the size of the video.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from stg_export.cleaning import clean, is_random
+from stg_export.lowering import full_layer, full_layer_input_grad, input_grad, is_full
+from stg_runtime.artifact import Precision
+from stg_runtime.errors import InputError
+
+aten = torch.ops.aten
+
+
+def frozen(energy: nn.Module) -> nn.Module:
+    """A copy for evaluation on the CPU, with weights that need no gradient."""
+    return copy.deepcopy(energy).cpu().eval().requires_grad_(False)
+
+
+def energy_and_grad(energy: nn.Module, x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """E(x) and dE/dx, the gradient computed as that of scale * E, divided by `scale` afterwards.
+
+    Args:
+        energy: maps (N, ...) to (N,).
+        x: batch of inputs.
+        scale: keeps the backward pass of a low precision in range.
+
+    Returns:
+        Energies, (N,), and gradients of the shape of `x`, both of the type of `x`.
+
+    Raises:
+        InputError: the module is not an energy: a wrong output shape, or no dependence on `x`.
+    """
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = energy(x)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"{type(energy).__name__}: returns {got} for an input of shape {tuple(x.shape)}; "
+                f"an energy returns one value per input, shape ({x.shape[0]},)"
+            )
+        value = value.to(x.dtype)
+        if not value.requires_grad:
+            raise InputError(_NO_DEPENDENCE.format(name=type(energy).__name__))
+        try:
+            (grad,) = torch.autograd.grad((value * scale).sum(), x)
+        except RuntimeError as error:
+            if "not have been used" in str(error):
+                raise InputError(_NO_DEPENDENCE.format(name=type(energy).__name__)) from None
+            raise
+    return value.detach(), grad / scale
+
+
+_NO_DEPENDENCE = (
+    "{name}: its energy does not depend on its input through differentiable operations, so it has "
+    "no gradient to export; remove detach(), no_grad() or .item() from its forward"
+)
+
+
+def trace(
+    energy: nn.Module,
+    example_shape: Sequence[int],
+    *,
+    free_dims: Sequence[int] = (),
+    precision: Precision = "fp32",
+    gradient_scale: float = 1.0,
+    lowering: str = "none",
+) -> tuple[fx.GraphModule, str]:
+    """Trace energy and gradient into one graph of forward operators.
+
+    Args:
+        energy: a module from `frozen`.
+        example_shape: sizes of the fixed axes, and typical sizes of the free ones.
+        free_dims: positions of the free axes.
+        precision: "fp16" runs convolutions and matrix products in float16; input, outputs and sums
+            stay float32.
+        gradient_scale: see `energy_and_grad`.
+        lowering: one of `LOWERINGS`.
+
+    Returns:
+        A module from the input, float32, to energy and gradient, float32; the lowering that was
+        applied.
+
+    Raises:
+        InputError: the module is not an energy.
+    """
+    # Symbolic tracing also of fixed sizes: one path, and fixed axes come out as plain numbers.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    dims = [
+        DimDynamic.DYNAMIC if dim in free_dims else DimDynamic.STATIC
+        for dim in range(len(example_shape))
+    ]
+    example = mode.from_tensor(
+        torch.empty(tuple(example_shape)),
+        symbolic_context=StatelessSymbolicContext(dims),
+    )
+
+    def graph(x: Tensor) -> tuple[Tensor, Tensor]:
+        return energy_and_grad(energy, x, gradient_scale)
+
+    found: list[str] = []
+    half = torch.autocast("cpu", torch.float16) if precision == "fp16" else nullcontext()
+    with warnings.catch_warnings(), half:
+        warnings.simplefilter("ignore")
+        traced = make_fx(
+            graph,
+            tracing_mode="symbolic",
+            decomposition_table=_DECOMPOSITIONS | ({} if lowering == "none" else _lowered(found)),
+            _allow_non_fake_inputs=True,
+        )(example)
+    clean(traced)
+    random = [str(node.target) for node in traced.graph.nodes if is_random(node)]
+    if random:
+        raise InputError(
+            f"{type(energy).__name__}: draws random numbers ({random[0]}); an energy must give the "
+            "same value for the same input"
+        )
+    return traced, found[0] if found else "none"
+
+
+# --- backward operators, written as forward ones
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, None, None]:
+    """The input's part of the gradient: a convolution of the other direction."""
+    if not output_mask[0]:
+        return None, None, None
+    if transposed:
+        zeros = [0] * len(stride)
+        out = aten.convolution(grad, weight, None, stride, padding, dilation, False, zeros, groups)
+        return out, None, None
+    return input_grad(grad, x.shape[2:], weight, stride, padding, dilation, groups), None, None
+
+
+def _threshold_backward(grad: Tensor, y: Tensor, threshold: float) -> Tensor:
+    # A product with 0 or 1: onnxruntime's Where takes 4 to 9 times as long.
+    limit = aten.scalar_tensor(threshold, dtype=y.dtype)
+    passed: Tensor = grad * (y > limit).to(grad.dtype)
+    return passed
+
+
+def _power(x: Tensor, exponent: float) -> Any:
+    if exponent == 1:
+        return x
+    if exponent == 2:
+        return x * x
+    return NotImplemented
+
+
+def _sum(
+    x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
+    """Sum halves in float32: a float16 sum over a video overflows."""
+    if x.dtype != torch.float16 or dtype is not None:
+        return NotImplemented
+    return aten.sum.dim_IntList(x, dim, keepdim, dtype=torch.float32)
+
+
+def _mean(
+    x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
+    if x.dtype != torch.float16 or dtype is not None:
+        return NotImplemented
+    return aten.mean.dim(x, dim, keepdim, dtype=torch.float32)
+
+
+def _for_halves(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """Normalize halves step by step: ONNX has no norm of halves with float32 weights."""
+
+    def decomposed(x: Tensor, *args: Any) -> Any:
+        return decomposition(x, *args) if x.dtype == torch.float16 else NotImplemented
+
+    return decomposed
+
+
+_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    op: function
+    for op, function in dict[Any, Any](core_aten_decompositions()).items()
+    if "backward" in str(op)
+}
+_NORMS = (aten.native_layer_norm.default, aten.native_group_norm.default)
+_DECOMPOSITIONS |= {
+    op: _for_halves(function) for op, function in dict[Any, Any](get_decompositions(_NORMS)).items()
+}
+_DECOMPOSITIONS |= {
+    aten.convolution_backward.default: _convolution_backward,
+    aten.threshold_backward.default: _threshold_backward,
+    aten.pow.Tensor_Scalar: _power,
+    aten.sum.default: _sum,
+    aten.sum.dim_IntList: _sum,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+}
+
+
+def _lowered(found: list[str]) -> dict[Any, Callable[..., Any]]:
+    """Decompositions for lowering "matmul"; notes in `found` that there was something to lower."""
+
+    def convolution(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *args: Any
+    ) -> Any:
+        dilation, transposed, _, groups = args
+        if not is_full(x, weight, padding, dilation, transposed, groups):
+            return NotImplemented
+        found.append("matmul")
+        return full_layer(x, weight, bias, stride, padding)
+
+    def convolution_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *args: Any
+    ) -> Any:
+        stride, padding, dilation, transposed, _, groups, output_mask = args
+        if not output_mask[0] or not is_full(x, weight, padding, dilation, transposed, groups):
+            return _convolution_backward(grad, x, weight, bias_sizes, *args)
+        return full_layer_input_grad(grad, x, weight, stride, padding), None, None
+
+    return {
+        aten.convolution.default: convolution,
+        aten.convolution_backward.default: convolution_backward,
+    }

@@ -1,0 +1,140 @@
+"""From the folder of a training run to the model file that the runtime reads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Final
+
+from stg_export.onnx import export_energy_grad
+from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image
+from stg_runtime.errors import InputError
+from stg_train.descriptor import AXES, Descriptor, min_size
+from stg_train.run import load_energy
+
+_AXES: Final[tuple[Axis, ...]] = ("T", "H", "W")
+
+
+def export_run(
+    folder: Path,
+    path: Path,
+    *,
+    precision: Precision = "fp32",
+    static: bool = False,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    opset: int = 18,
+    lowering: str = "auto",
+    overwrite: bool = False,
+) -> Metadata:
+    """Export a run as one .onnx file.
+
+    Args:
+        folder: that stg-train wrote.
+        path: the .onnx file.
+        precision: see `export_energy_grad`.
+        static: fix the size, (1, C, frames + 2 * margin, H, W). Off: the number of videos, their
+            length and, where the network allows, their height and width stay open.
+        frames: length of a synthesized video; the training clips' by default.
+        size: (H, W) of a synthesized video, pixels; the training clips' by default.
+        opset: see `export_energy_grad`.
+        lowering: see `export_energy_grad`.
+        overwrite: an existing file may be replaced.
+
+    Returns:
+        What the file says of itself.
+
+    Raises:
+        InputError: not a run, an option out of range, or a size that the network does not take.
+        StgError: the file misses the parity check; nothing was written.
+    """
+    energy, checkpoint = load_energy(folder)
+    recipe = checkpoint.recipe
+    trained = (recipe.data.trained_frames, *recipe.data.size)
+    descriptor = energy.descriptor
+    assert isinstance(descriptor, Descriptor)
+    mean_image = checkpoint.mean.shape[1:] != (1, 1)  # belongs to every pixel: locks H and W
+    free: tuple[Axis, ...] = tuple(
+        axis
+        for axis in _AXES
+        if axis in descriptor.free_axes and not (mean_image and axis in ("H", "W"))
+    )
+    margin = recipe.output.margin_frames if "T" in free else 0
+    wanted = (frames or recipe.data.frames, *(size or recipe.data.size))
+    layers = recipe.network.specs()[: descriptor.depth]
+    smallest = [
+        least if axis in free else fixed
+        for axis, least, fixed in zip(_AXES, min_size(layers, trained), trained, strict=True)
+    ]
+    graph = []
+    for axis, name in enumerate(_AXES):
+        needed = wanted[axis] + (2 * margin if name == "T" else 0)
+        if name not in free and needed != trained[axis]:
+            if (frames, size)[min(axis, 1)] is not None:
+                raise InputError(
+                    f"{folder}: its network is fixed to {AXES[axis]} {trained[axis]}; got "
+                    f"{wanted[axis]}. Leave the option out, or train again at that size"
+                )
+            needed = trained[axis]
+        if needed < smallest[axis]:
+            raise InputError(
+                f"{folder}: its network needs at least {AXES[axis]} {smallest[axis]}; got "
+                f"{needed}. Use a larger size"
+            )
+        graph.append(needed)
+    free_axes: tuple[Axis, ...] = () if static else ("N", *free)
+    least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
+    graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
+    means = tuple(float(mean) for mean in checkpoint.mean.mean((1, 2)))
+    made: list[Metadata] = []
+
+    def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
+        made.append(
+            Metadata(
+                recipe=recipe.name,
+                reference_std=recipe.langevin.reference_std,
+                step_size=recipe.langevin.step_size,
+                noise_scale=recipe.langevin.noise_scale,
+                n_steps=recipe.langevin.n_steps,
+                init_std=recipe.langevin.init_std,
+                pixel_mean=means,
+                mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
+                pixel_scale=checkpoint.scale,
+                size=Size(frames=graph[0] - 2 * margin, height=graph[1], width=graph[2]),
+                margin_frames=margin,
+                fps=checkpoint.fps,
+                free_axes=free_axes,
+                graph_size=graph_size,
+                min_size=graph_size if static else least,
+                clips=checkpoint.clips,
+                precision=precision,
+                opset=opset,
+                lowering=used,
+                versions=checkpoint.versions | _versions(),
+                parity=parity,
+            )
+        )
+        return made[0]
+
+    export_energy_grad(
+        energy,
+        path,
+        example_shape=(1, len(means), *graph),
+        free_axes=free_axes,
+        min_size=[1 if name == "N" else smallest[_AXES.index(name)] for name in free_axes],
+        precision=precision,
+        opset=opset,
+        lowering=lowering,
+        metadata=metadata,
+        gradient_scale=recipe.langevin.reference_std**2,
+        overwrite=overwrite,
+    )
+    return made[0]
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the tools that translated and checked the file."""
+    found = {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")}
+    import onnxruntime  # from one of two distributions
+
+    return found | {"onnxruntime": str(onnxruntime.__version__)}

@@ -1,0 +1,1 @@
+"""Synthesize video with Langevin dynamics on an exported energy gradient; never imports torch."""

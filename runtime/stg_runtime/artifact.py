@@ -1,0 +1,210 @@
+"""What the exporter writes and the runtime reads: tensor names, axes, and the metadata schema.
+
+An exported model is one ONNX file. Input ``video`` (N, C, T, H, W) float32 in model units; outputs
+``energy`` (N,) float32 and ``energy_grad`` float32 of the shape of ``video``, of the whole energy,
+the Gaussian reference included. One JSON value under `METADATA_KEY` in ``metadata_props`` says the
+rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stg_runtime.errors import InputError
+
+VIDEO = "video"
+ENERGY = "energy"
+ENERGY_GRAD = "energy_grad"
+METADATA_KEY = "stg"
+SCHEMA_VERSION: Literal[1] = 1
+MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
+
+Axis = Literal["N", "T", "H", "W"]
+Precision = Literal["fp32", "fp16"]
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Size(_Strict):
+    """Frames, height and width of a video, in frames and pixels."""
+
+    frames: _Count
+    height: _Count
+    width: _Count
+
+    def __str__(self) -> str:
+        """`TxHxW`, as users write it."""
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+class Parity(_Strict):
+    """One comparison of the file with float64 autograd, on a fresh random input.
+
+    Errors are relative: ||file - reference|| / ||reference||.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    energy_error: _NonNegative
+    energy_grad_error: _NonNegative
+
+
+class Metadata(_Strict):
+    """All that a runtime needs to know besides the graph.
+
+    Attributes:
+        schema_version: of this schema; a runtime refuses another.
+        recipe: name of the recipe it was trained with.
+        reference_std: sigma of the Gaussian reference, model units.
+        step_size: delta of the Langevin step, model units.
+        noise_scale: factor on the Langevin noise; 1 samples, 0 descends.
+        n_steps: Langevin steps it was trained with; also the default at synthesis.
+        init_std: standard deviation of the chain's first noise, model units.
+        pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
+        mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
+        pixel_scale: grey levels per model unit.
+        size: default size of a synthesized video, after the margins are cut.
+        margin_frames: frames synthesized beyond each end and cut, because the network pads there.
+        fps: frames per second of the training clip.
+        free_axes: axes whose size the graph leaves open; the others are fixed at `graph_size`.
+        graph_size: what the graph takes on its fixed axes (margins included).
+        min_size: smallest graph size on the free axes.
+        clips: SHA-256 of each prepared training clip (uint8, T x H x W x C).
+        precision: of the convolutions; inputs and outputs are float32 always.
+        opset: ONNX operator set.
+        lowering: how the graph computes the network ("none": as written).
+        versions: of stg, torch and the other tools that made the file.
+        parity: comparisons with float64 autograd made before the file was kept.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    recipe: str
+    reference_std: _Positive
+    step_size: _Positive
+    noise_scale: _NonNegative
+    n_steps: _Count
+    init_std: _NonNegative
+    pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
+    mean_image: str | None = None
+    pixel_scale: _Positive
+    size: Size
+    margin_frames: Annotated[int, Field(ge=0)]
+    fps: Annotated[float, Field(ge=1e-3, le=1e6)]
+    free_axes: tuple[Axis, ...]
+    graph_size: Size
+    min_size: Size
+    clips: tuple[str, ...]
+    precision: Precision
+    opset: _Count
+    lowering: str
+    versions: dict[str, str]
+    parity: tuple[Parity, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of colour channels, C."""
+        return len(self.pixel_mean)
+
+    @model_validator(mode="after")
+    def _step_is_stable(self) -> Metadata:
+        if self.step_size >= 2 * self.reference_std:
+            raise ValueError(
+                f"step_size {self.step_size} must be below 2 * reference_std "
+                f"({2 * self.reference_std}), or the reference term alone diverges"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mean_image_fits(self) -> Metadata:
+        if self.mean_image is not None:
+            if {"H", "W"} & set(self.free_axes):
+                raise ValueError("a mean image fixes height and width, but they are free axes")
+            self.mean()
+        return self
+
+    def mean(self) -> NDArray[np.float32]:
+        """Grey levels to add back: float32, (C, 1, 1) or, with a mean image, (C, H, W)."""
+        if self.mean_image is None:
+            return np.array(self.pixel_mean, np.float32).reshape(-1, 1, 1)
+        shape = (self.channels, self.graph_size.height, self.graph_size.width)
+        return unpack_mean_image(self.mean_image, shape)
+
+    def to_json(self) -> str:
+        """The value stored under `METADATA_KEY`."""
+        return self.model_dump_json()
+
+
+def pack_mean_image(mean: NDArray[np.float32]) -> str:
+    """A mean image, (C, H, W), grey levels, as text: 16-bit 1/256 grey levels, deflated, base64."""
+    steps = np.rint(mean * MEAN_STEPS).astype("<u2")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+
+
+def unpack_mean_image(text: str, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """The inverse of `pack_mean_image`.
+
+    Raises:
+        ValueError: not such a text, or of another size.
+    """
+    expected = 2 * shape[0] * shape[1] * shape[2]
+    inflate = zlib.decompressobj()
+    try:
+        # Bounded: a small hostile text can inflate to gigabytes.
+        data = inflate.decompress(base64.b64decode(text, validate=True), expected + 1)
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"mean_image is damaged ({error})") from None
+    if len(data) != expected or not inflate.eof:
+        raise ValueError(f"mean_image does not hold {shape[0]}x{shape[1]}x{shape[2]} values")
+    levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
+    levels /= MEAN_STEPS
+    return levels
+
+
+def parse_metadata(text: str, source: str) -> Metadata:
+    """Read and check the metadata of an exported model.
+
+    Args:
+        text: the JSON value stored under `METADATA_KEY`.
+        source: file name, for messages.
+
+    Raises:
+        InputError: not JSON, of another schema version, or a field missing or out of range.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{source}: its stg metadata is not JSON ({error}); export it again"
+        ) from None
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{source}: written with metadata schema {version}, this stg reads schema "
+            f"{SCHEMA_VERSION}; export the run again with `stg-export`"
+        )
+    try:
+        return Metadata.model_validate(value)
+    except ValidationError as error:
+        raise InputError(
+            f"{source}: damaged stg metadata: {first_error(error)}; export it again"
+        ) from None
+
+
+def first_error(error: ValidationError) -> str:
+    """One line for the first fault pydantic found: where, what it should be, what it is."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "value"
+    got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}"

@@ -1,0 +1,154 @@
+"""onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stg_runtime.artifact import ENERGY, ENERGY_GRAD, METADATA_KEY, VIDEO, Metadata, parse_metadata
+from stg_runtime.errors import InputError, StgError
+from stg_runtime.threads import usable_threads
+
+if TYPE_CHECKING:
+    from stg_runtime.langevin import Float32
+
+_FATAL_ONLY = 4  # onnxruntime's log severity: what matters reaches us as an exception
+
+
+def require_onnxruntime() -> Any:
+    """Import onnxruntime, or say what to install.
+
+    Raises:
+        InputError: it is not installed, or does not load.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(
+            "onnxruntime is not installed: pip install 'stg[cpu]' (or 'stg[gpu]' on a machine with "
+            "an NVIDIA GPU; never both)"
+        )
+    try:
+        import onnxruntime
+
+        _ = onnxruntime.InferenceSession
+    except (ImportError, AttributeError) as error:
+        # Removing one of the two wheels when both were installed takes the shared files along.
+        raise InputError(
+            f"onnxruntime does not load ({error}); `stg-run doctor` says how to mend it"
+        ) from None
+    return onnxruntime
+
+
+def open_session(path: Path, threads: int, *, optimize: bool = True) -> tuple[Any, Metadata]:
+    """Load a model into onnxruntime on the CPU and check that it is one of ours.
+
+    Args:
+        path: the .onnx file.
+        threads: of each operator.
+        optimize: False loads faster, to read the metadata only.
+
+    Raises:
+        InputError: missing, damaged, not written by stg-export, or of another schema version.
+    """
+    if not path.is_file():
+        what = "is a folder, not a model" if path.is_dir() else "no such model"
+        raise InputError(f"{path}: {what}; give the .onnx file that stg-export -o wrote")
+    onnxruntime = require_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    # onnxruntime's exceptions share no base class but Exception.
+    except Exception as error:
+        raise InputError(
+            f"{path}: onnxruntime cannot load it ({_one_line(error)}); expected the .onnx file "
+            "that stg-export -o wrote"
+        ) from None
+    stored = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if stored is None:
+        raise InputError(
+            f"{path}: an ONNX file, but not one of stg-export (no {METADATA_KEY!r} metadata)"
+        )
+    metadata = parse_metadata(stored, str(path))
+    _check_interface(path, session, metadata)
+    return session, metadata
+
+
+def _check_interface(path: Path, session: Any, metadata: Metadata) -> None:
+    inputs = [(i.name, i.type, len(i.shape)) for i in session.get_inputs()]
+    outputs = [(o.name, o.type) for o in session.get_outputs()]
+    if inputs != [(VIDEO, "tensor(float)", 5)] or outputs != [
+        (ENERGY, "tensor(float)"),
+        (ENERGY_GRAD, "tensor(float)"),
+    ]:
+        raise InputError(
+            f"{path}: takes {inputs} and gives {outputs}; an stg model takes float32 {VIDEO!r} "
+            f"(N, C, T, H, W) and gives {ENERGY!r} and {ENERGY_GRAD!r}. Export it again"
+        )
+
+    size = metadata.graph_size
+    fixed = {
+        "N": 1,
+        "C": metadata.channels,
+        "T": size.frames,
+        "H": size.height,
+        "W": size.width,
+    }
+    for axis, extent in zip("NCTHW", session.get_inputs()[0].shape, strict=True):
+        # A free axis has a name in the graph where a fixed one has a number.
+        free = axis in metadata.free_axes
+        if isinstance(extent, int) if free else extent != fixed[axis]:
+            raise InputError(
+                f"{path}: its graph takes {axis} = {extent}, but its metadata says "
+                f"{'free' if free else fixed[axis]}; export it again"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class OnnxRuntimeCpu:
+    """The `Backend` that runs on every machine.
+
+    Args:
+        path: the .onnx file.
+        threads: of each operator; None for all this process may use.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.threads = threads or usable_threads()
+        self._session, self.metadata = open_session(path, self.threads)
+        self.description = f"CPU, {self.threads} threads"
+        self._binding: Any = None
+        self._energy: Float32 = np.empty(0, np.float32)
+
+    def bind(self, x: Float32, energy_grad: Float32) -> None:
+        """See `Backend.bind`; nothing is copied, onnxruntime works on the arrays' own memory."""
+        assert x.flags.c_contiguous and energy_grad.flags.c_contiguous
+        self._energy = np.empty(x.shape[0], np.float32)
+        binding = self._session.io_binding()
+        for name, array in ((ENERGY, self._energy), (ENERGY_GRAD, energy_grad)):
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        binding.bind_input(VIDEO, "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        self._binding = binding
+        self._held = (x, energy_grad)  # the binding holds addresses, not references
+
+    def run(self) -> Float32:
+        """See `Backend.run`."""
+        assert self._binding is not None
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise StgError(
+                f"onnxruntime failed on a video of {self._held[0].shape}: {_one_line(error)}"
+            ) from None
+        return self._energy

@@ -1,0 +1,186 @@
+"""Outputs appear whole or not at all: written under a hidden name beside them, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from stg_runtime.errors import InputError, StgError
+
+FRAME_NAME: Final = re.compile(r"\d{5,}\.png")
+"""What the frames of an image folder are called; a folder of nothing else may be replaced."""
+
+TEMPORARY_PREFIX: Final = ".stg-"
+"""Of the hidden names that outputs are written under; what a killed program leaves has them."""
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    *,
+    suffixes: Sequence[str] | None = None,
+) -> Path:
+    """Refuse an output that could not be written, before the work that would fill it starts.
+
+    Args:
+        path: file or folder to be written.
+        overwrite: an existing file may be replaced, and so may a folder that holds only frames
+            (`00000.png`, ...). Other folders are never replaced. An empty folder may always be.
+        suffixes: the valid ones, lower case with their dot; `""` stands for a folder. None: any
+            file.
+
+    Returns:
+        `path`, with symbolic links followed.
+
+    Raises:
+        InputError: the suffix is not valid; the parent folder is missing or not writable; the
+            path exists (and `overwrite` is off), is a folder where a file is meant or the
+            reverse, or is neither a file nor a folder (a device, a pipe).
+    """
+    shown, path = Path(path), Path(os.path.realpath(path))
+    suffix = shown.suffix.lower()
+    if suffixes is not None and suffix not in suffixes:
+        valid = ", ".join(item for item in suffixes if item)
+        folder = " or a name without a suffix (a folder)" if "" in suffixes else ""
+        raise InputError(f"{shown}: unknown suffix {suffix or '(none)'!r}; use {valid}{folder}")
+    parent = path.parent
+    if not parent.is_dir():
+        reason = "is not a folder" if parent.exists() else "does not exist; create it first"
+        raise InputError(f"{shown}: cannot be written, its folder {parent} {reason}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{shown}: cannot be written, its folder {parent} is not writable")
+    _check_replaceable(shown, path, overwrite, folder=suffixes is not None and suffix == "")
+    return path
+
+
+def _check_replaceable(shown: Path, path: Path, overwrite: bool, *, folder: bool) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be written: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        if not folder:
+            raise InputError(f"{shown}: is a folder; give the name of a file")
+        names = sorted(item.name for item in path.iterdir())
+        if not names:
+            return
+        foreign = next((name for name in names if not FRAME_NAME.fullmatch(name)), None)
+        if foreign is not None:
+            raise InputError(
+                f"{shown}: holds other files than frames ({foreign}); give a new or an empty folder"
+            )
+    elif not stat.S_ISREG(mode):
+        raise InputError(f"{shown}: is neither a file nor a folder; give another name")
+    elif folder:
+        raise InputError(f"{shown}: is a file, and without a suffix a folder is meant; rename it")
+    if not overwrite:
+        raise InputError(f"{shown}: exists; pass --overwrite to replace it")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file or a folder so that `path` holds all of it or is left as it was.
+
+    The caller creates the file or folder at the yielded path, which lies in the same folder, is
+    hidden and has the same suffix. When the block ends it is flushed to the disk and renamed to
+    `path`, replacing what was there; on any exception it is removed.
+
+    Args:
+        path: the final name. Symbolic links are followed. Check it with `check_output` first.
+
+    Yields:
+        The temporary path; nothing exists there yet.
+
+    Raises:
+        StgError: the finished output could not be moved into place.
+    """
+    final = Path(os.path.realpath(path))
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{final.suffix}")
+    try:
+        yield temporary
+        assert temporary.exists(), "nothing was written to the temporary path"
+        try:
+            _flush(temporary)
+            _move(temporary, final)
+        except OSError as error:
+            raise StgError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:  # a successful rename leaves nothing to remove
+        _remove(temporary)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+        StgError: the file could not be written (no space, no permission).
+    """
+    with atomic_path(path) as temporary:
+        try:
+            temporary.write_bytes(data)
+        except OSError as error:
+            raise StgError(f"{path}: could not be written: {error.strerror or error}") from error
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all.
+
+    Raises:
+        StgError: the file could not be written (no space, no permission).
+    """
+    atomic_write_bytes(path, text.encode())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed program left in a folder of its own."""
+    for item in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        _remove(item)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or a folder's files and the folder."""
+    for item in [*path.iterdir(), path] if path.is_dir() else [path]:
+        _fsync(item)
+
+
+def _move(temporary: Path, final: Path) -> None:
+    """Rename, also over a folder that is not empty (which needs two renames)."""
+    try:
+        temporary.replace(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        old = final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
+        final.replace(old)
+        try:
+            temporary.replace(final)
+        except OSError:
+            old.replace(final)
+            raise
+        _remove(old)
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        _fsync(final.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""From noise to video: Langevin dynamics on an exported energy gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stg_runtime.artifact import Metadata, Size
+from stg_runtime.backends.base import Backend
+from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.langevin import Walker
+from stg_runtime.video import to_pixels
+
+Progress = Callable[[int, float], None]
+"""Called after each Langevin step with its number, from 1, and the energy before it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A synthesis that the model can do; make one with `plan`.
+
+    Attributes:
+        size: of the finished video.
+        graph: (N, C, T, H, W) of the walk, margins included.
+        n_steps: Langevin steps.
+        seed: of the noise.
+        margin: frames cut at each end.
+    """
+
+    size: Size
+    graph: tuple[int, int, int, int, int]
+    n_steps: int
+    seed: int
+    margin: int
+
+
+def plan(
+    metadata: Metadata,
+    *,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    n_steps: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Check what is asked for against what the model can do; the defaults are the model's.
+
+    Args:
+        metadata: of the model.
+        frames: of the finished video.
+        size: (height, width) of the finished video, pixels.
+        n_steps: Langevin steps.
+        seed: of the noise, 0 <= seed < 2^64.
+
+    Raises:
+        InputError: a size the model cannot make, or an option out of range.
+    """
+    if n_steps is not None and n_steps < 1:
+        raise InputError(
+            f"--steps {n_steps}: at least 1 (the model was trained with {metadata.n_steps})"
+        )
+    if not 0 <= seed < 2**64:
+        raise InputError(f"--seed {seed}: from 0 to {2**64 - 1}")
+    height, width = size or (metadata.size.height, metadata.size.width)
+    want = (frames if frames is not None else metadata.size.frames, height, width)
+    graph = []
+    for axis, option, asked, fixed, least, extra in (
+        (
+            "T",
+            "--frames",
+            want[0],
+            metadata.graph_size.frames,
+            metadata.min_size.frames,
+            2 * metadata.margin_frames,
+        ),
+        ("H", "--size height", want[1], metadata.graph_size.height, metadata.min_size.height, 0),
+        ("W", "--size width", want[2], metadata.graph_size.width, metadata.min_size.width, 0),
+    ):
+        if axis not in metadata.free_axes and asked + extra != fixed:
+            raise InputError(
+                f"{option} {asked}: this model makes {fixed - extra} only; leave the option out, "
+                f"or {_way_out(metadata, axis)}"
+            )
+        if asked < max(1, least - extra):
+            raise InputError(f"{option} {asked}: at least {max(1, least - extra)} for this model")
+        graph.append(asked + extra)
+    return Plan(
+        size=Size(frames=want[0], height=want[1], width=want[2]),
+        graph=(1, metadata.channels, graph[0], graph[1], graph[2]),
+        n_steps=n_steps or metadata.n_steps,
+        seed=seed,
+        margin=metadata.margin_frames,
+    )
+
+
+def _way_out(metadata: Metadata, axis: str) -> str:
+    if axis == "T" or "T" not in metadata.free_axes:
+        return "export the run again without --static"
+    return "train with a recipe that is convolutional in space (recipe st)"
+
+
+def synthesize(
+    backend: Backend,
+    job: Plan,
+    *,
+    chain: int,
+    threads: int,
+    progress: Progress | None = None,
+) -> NDArray[np.uint8]:
+    """Walk one chain from its first noise to a finished video.
+
+    Args:
+        backend: gives the gradient.
+        job: from `plan`.
+        chain: number of the video; with the seed it fixes every value of the noise, whatever
+            other videos are made.
+        threads: for noise and update.
+        progress: told of each step.
+
+    Returns:
+        The video, uint8, (T, H, W, C), margins cut.
+
+    Raises:
+        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+    """
+    metadata = backend.metadata
+    x = np.empty(job.graph, np.float32)
+    energy_grad = np.empty_like(x)
+    backend.bind(x, energy_grad)
+    energy = math.nan
+    with Walker(seed=job.seed, chain=chain, threads=threads) as walker:
+        walker.start(x, init_std=metadata.init_std)
+        for step in range(1, job.n_steps + 1):
+            before, energy = energy, float(backend.run()[0])
+            if not math.isfinite(energy):
+                raise DivergenceError(
+                    f"chain {chain} (seed {job.seed}) became non-finite at step {step} (energy "
+                    f"{energy}, the one before {before:.4g}); the model was trained for "
+                    f"{metadata.n_steps} steps of size {metadata.step_size:g}"
+                )
+            walker.step(
+                x,
+                energy_grad,
+                step,
+                step_size=metadata.step_size,
+                noise_scale=metadata.noise_scale,
+            )
+            if progress is not None:
+                progress(step, energy)
+    if not np.isfinite(x.sum(dtype=np.float64)):
+        raise DivergenceError(
+            f"chain {chain} (seed {job.seed}) became non-finite at its last step, {job.n_steps}"
+        )
+    kept = x[0, :, job.margin : x.shape[2] - job.margin]
+    return to_pixels(kept, metadata.mean(), metadata.pixel_scale)

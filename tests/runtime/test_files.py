@@ -1,0 +1,109 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from stg_runtime.errors import InputError
+from stg_runtime.files import atomic_path, atomic_write_bytes, atomic_write_text, check_output
+
+SUFFIXES = (".mp4", ".npy", "")
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir())
+
+
+def test_bytes_and_text_arrive_and_replace(tmp_path: Path) -> None:
+    atomic_write_bytes(tmp_path / "a.bin", b"old")
+    atomic_write_bytes(tmp_path / "a.bin", b"new")
+    atomic_write_text(tmp_path / "b.txt", "δ")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert (tmp_path / "b.txt").read_text(encoding="utf-8") == "δ"
+    assert listing(tmp_path) == ["a.bin", "b.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    atomic_write_bytes(tmp_path / "a.mp4", b"old")
+    with pytest.raises(error), atomic_path(tmp_path / "a.mp4") as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == ".mp4"
+        assert temporary.name.startswith(".")
+        temporary.write_bytes(b"half")
+        raise error
+    assert (tmp_path / "a.mp4").read_bytes() == b"old"
+    assert listing(tmp_path) == ["a.mp4"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "frames") as temporary:
+            temporary.mkdir()
+            (temporary / f"{text}.png").write_text(text)
+    assert listing(tmp_path) == ["frames"]
+    assert listing(tmp_path / "frames") == ["new.png"]
+
+
+def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    atomic_write_bytes(tmp_path / "atomic", b"")
+    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "atomic").stat().st_mode
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    atomic_write_bytes(tmp_path / "real.bin", b"old")
+    (tmp_path / "link.bin").symlink_to("real.bin")
+    atomic_write_bytes(tmp_path / "link.bin", b"new")
+    assert (tmp_path / "link.bin").is_symlink()
+    assert (tmp_path / "real.bin").read_bytes() == b"new"
+
+
+def test_good_outputs_pass(tmp_path: Path) -> None:
+    assert check_output(tmp_path / "new.MP4", suffixes=SUFFIXES) == tmp_path / "new.MP4"
+    assert check_output(tmp_path / "folder", suffixes=SUFFIXES) == tmp_path / "folder"
+    (tmp_path / "folder").mkdir()
+    check_output(tmp_path / "folder", suffixes=SUFFIXES)  # empty: nothing to lose
+    (tmp_path / "folder" / "00000.png").touch()
+    check_output(tmp_path / "folder", overwrite=True, suffixes=SUFFIXES)
+    check_output(tmp_path / "any.thing")
+    (tmp_path / "old.npy").touch()
+    check_output(tmp_path / "old.npy", overwrite=True, suffixes=SUFFIXES)
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "said"),
+    [
+        ("old.npy", False, "--overwrite"),
+        ("missing/clip.mp4", True, "does not exist"),
+        ("old.npy/clip.mp4", True, "is not a folder"),
+        ("clip.mkv", True, "'.mkv'; use .mp4, .npy or a name without a suffix"),
+        ("folder.mp4", True, "is a folder"),
+        ("frames", False, "--overwrite"),
+        ("precious", True, "holds other files than frames (thesis.tex)"),
+        ("plain", True, "is a file"),
+        ("pipe.mp4", True, "neither a file nor a folder"),
+    ],
+)
+def test_bad_outputs_are_refused_in_one_line(
+    tmp_path: Path, name: str, overwrite: bool, said: str
+) -> None:
+    for folder in ("folder.mp4", "frames", "precious"):
+        (tmp_path / folder).mkdir()
+    for file in ("old.npy", "plain", "frames/00000.png", "precious/00000.png"):
+        (tmp_path / file).touch()
+    (tmp_path / "precious" / "thesis.tex").touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        check_output(tmp_path / name, overwrite, suffixes=SUFFIXES)
+    message = str(caught.value)
+    assert said in message and name in message and "\n" not in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="not writable"):
+        check_output(tmp_path / "clip.mp4")

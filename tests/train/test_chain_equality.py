@@ -1,0 +1,57 @@
+"""The runtime's chain equals the training chain, given the same noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tiny_recipe
+
+from stg_export import export_run
+from stg_runtime.backends import open_backend
+from stg_runtime.langevin import INITIAL, standard_normal
+from stg_runtime.synthesize import plan, synthesize
+from stg_runtime.video import to_pixels
+from stg_train.chains import walk
+from stg_train.run import Run, load_energy
+
+
+@pytest.mark.parametrize("mean", ["channel", "image"])
+@pytest.mark.parametrize("static", [False, True])
+def test_same_noise_same_video(clip: Path, tmp_path: Path, mean: str, static: bool) -> None:
+    recipe = tiny_recipe(
+        clip,
+        **{"pixels.mean": mean, "learning.updates": 20, "output.margin_frames": 2},
+    )
+    Run.start(tmp_path / "run", recipe).learn()
+    metadata = export_run(tmp_path / "run", tmp_path / "model.onnx", static=static)
+    backend = open_backend(tmp_path / "model.onnx", "cpu")
+    assert backend.metadata == metadata
+    job = plan(metadata, seed=11)
+    video = synthesize(backend, job, chain=3, threads=2)
+
+    energy, checkpoint = load_energy(tmp_path / "run")
+    energy.requires_grad_(False)
+    shape = (1, 3, 12 + 2 * 2, 16, 16)
+
+    def draw(step: int, _: object = None) -> torch.Tensor:
+        noise = standard_normal(int(np.prod(shape)), seed=11, chain=3, step=step)
+        return torch.from_numpy(noise.reshape(shape))
+
+    langevin = recipe.langevin
+    x, _ = walk(
+        energy,
+        draw(INITIAL) * langevin.init_std,
+        n_steps=langevin.n_steps,
+        step_size=langevin.step_size,
+        noise_scale=langevin.noise_scale,
+        draw=draw,
+    )
+    kept = x[0, :, 2:-2].contiguous().numpy()
+    expected = to_pixels(kept, checkpoint.mean, checkpoint.scale)
+    assert video.shape == expected.shape == (12, 16, 16, 3)
+    # Equal up to the rounding of the gradient: a few pixels fall on the other side of a half.
+    difference = np.abs(video.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
+    assert video.std() > 5

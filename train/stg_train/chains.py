@@ -1,0 +1,65 @@
+"""Langevin chains in PyTorch: the gradient of an energy, and the walk on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from stg_runtime.langevin import langevin_step
+
+Draw = Callable[[int, Tensor], Tensor]
+"""Called with the step (1, 2, ...) and the chains; returns standard normal noise like them."""
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context that convolutions run in: "bf16" (weights stay float32) or "fp32"."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def energy_and_grad(energy: nn.Module, x: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    """E(x), shape (N,), and dE/dx, shape of x; neither is attached to a graph."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad(), autocast(precision, x.device):
+        value = energy(leaf)
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), grad
+
+
+def walk(
+    energy: nn.Module,
+    x: Tensor,
+    *,
+    n_steps: int,
+    step_size: float,
+    noise_scale: float,
+    draw: Draw,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Move chains by `n_steps` Langevin steps.
+
+    Args:
+        energy: maps (N, C, T, H, W) to (N,).
+        x: chains, (N, C, T, H, W), model units.
+        n_steps: K.
+        step_size: delta, model units.
+        noise_scale: s; at 0 `draw` is not called.
+        draw: gives each step its noise.
+        precision: of the convolutions.
+
+    Returns:
+        The moved chains, and the energies before each step, (K, N), both on the device of `x`;
+        nothing is copied to the host on the way.
+    """
+    energies = []
+    silent = torch.zeros((), device=x.device)
+    for step in range(1, n_steps + 1):
+        value, grad = energy_and_grad(energy, x, precision)
+        energies.append(value)
+        noise = draw(step, x) if noise_scale else silent
+        x = langevin_step(x, grad, noise, step_size=step_size, noise_scale=noise_scale)
+    return x, torch.stack(energies)

@@ -1,0 +1,203 @@
+"""Checkpoints: everything a run needs to go on bit for bit, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stg_runtime.errors import InputError
+from stg_runtime.files import atomic_write_bytes
+from stg_train.learn import Kept, Learner
+from stg_train.recipe import Recipe, parse_recipe
+
+SCHEMA_VERSION = 1
+_KEY = "stg_checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: parameters ("energy.*"), those that the guard keeps ("kept.*"), Adam's moments
+            ("adam.*"), chains, mean and random states.
+        recipe: resolved recipe of the run.
+        update: parameter updates made.
+        norm_mean: running mean of the gradient norm.
+        response_mean: running mean of the observed response.
+        kept: update and returns of the parameters that the guard keeps ("kept.*"), or None.
+        returns: how often the guard has gone back.
+        fps: of the clips.
+        mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
+        scale: grey levels per model unit.
+        clips: SHA-256 of each prepared clip.
+        versions: of stg and torch.
+    """
+
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+    update: int
+    norm_mean: float
+    response_mean: float
+    kept: dict[str, int] | None
+    returns: int
+    fps: float
+    mean: NDArray[np.float32]
+    scale: float
+    clips: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def save_checkpoint(path: Path, learner: Learner, versions: dict[str, str]) -> None:
+    """Write the state of a run, whole or not at all."""
+    tensors = {f"energy.{name}": value for name, value in learner.energy.state_dict().items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"adam.{index}.{name}"] = value
+    if learner.kept is not None:
+        for name, value in learner.kept.parameters.items():
+            tensors[f"kept.{name}"] = value
+    tensors["chains"] = learner.chains
+    tensors["random.noise"] = learner.noise.get_state()
+    tensors["random.choice"] = learner.choice.get_state()
+    observed = learner.observed
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": learner.recipe.model_dump(mode="json", exclude_none=True),
+        "update": learner.update_count,
+        "kept": learner.kept and {"update": learner.kept.update, "returns": learner.kept.returns},
+        "returns": learner.returns,
+        "norm_mean": learner.norm_mean,
+        "response_mean": learner.response_mean,
+        "fps": observed.fps,
+        "scale": observed.scale,
+        "clips": observed.hashes(),
+        "versions": versions,
+    }
+    tensors["mean"] = torch.from_numpy(observed.mean)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    atomic_write_bytes(path, save(plain, {_KEY: json.dumps(header)}))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file.
+
+    Raises:
+        InputError: missing, truncated, not ours, or of another schema version.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; give the folder that stg-train -o wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise InputError(f"{path}: a safetensors file, but not a checkpoint of stg-train")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error})") from None
+    with _damage_named(path):
+        header = json.loads(metadata[_KEY])
+        return _parse(path, header, tensors)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever goes wrong on the way through a file's contents is the file's fault."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: a damaged checkpoint ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: checkpoint schema {header.get('schema_version')}, this stg reads schema "
+            f"{SCHEMA_VERSION}; train again, or use the stg that wrote it "
+            f"({header.get('versions', {}).get('stg', 'unknown')})"
+        )
+    return Checkpoint(
+        tensors=tensors,
+        recipe=parse_recipe(header["recipe"], str(path)),
+        update=header["update"],
+        norm_mean=header["norm_mean"],
+        response_mean=header["response_mean"],
+        kept=header["kept"],
+        returns=header["returns"],
+        fps=header["fps"],
+        mean=tensors["mean"].numpy(),
+        scale=header["scale"],
+        clips=tuple(header["clips"]),
+        versions=header["versions"],
+    )
+
+
+def energy_state(checkpoint: Checkpoint, prefix: str = "energy.") -> dict[str, Tensor]:
+    """The parameters, as `Energy.load_state_dict` takes them."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint.tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def load_parameters(energy: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Give an energy the checkpoint's parameters.
+
+    Raises:
+        InputError: they do not fit the network of the checkpoint's recipe.
+    """
+    with _damage_named(path):
+        energy.load_state_dict(energy_state(checkpoint))
+
+
+def restore(learner: Learner, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a learner of the same recipe and clips back where the checkpoint was taken.
+
+    On another kind of device, whose generators have another state, the noise starts anew, from the
+    seed and the update.
+
+    Raises:
+        InputError: the checkpoint does not fit its own recipe.
+    """
+    with _damage_named(path):
+        _restore(learner, checkpoint)
+
+
+def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    learner.energy.load_state_dict(energy_state(checkpoint))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in checkpoint.tensors.items():
+        if name.startswith("adam."):
+            _, index, field = name.split(".")
+            state.setdefault(int(index), {})[field] = value
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    learner.chains = torch.empty_like(learner.chains).copy_(checkpoint.tensors["chains"])
+    if torch.device(checkpoint.recipe.device).type == learner.device.type:
+        learner.noise.set_state(checkpoint.tensors["random.noise"])
+    else:
+        learner.noise.manual_seed(learner.recipe.seed + checkpoint.update)
+    learner.choice.set_state(checkpoint.tensors["random.choice"])
+    learner.update_count = checkpoint.update
+    learner.norm_mean = checkpoint.norm_mean
+    learner.response_mean = checkpoint.response_mean
+    learner.returns = checkpoint.returns
+    if checkpoint.kept is not None:
+        parameters = energy_state(checkpoint, "kept.")
+        on_device = {name: value.to(learner.device) for name, value in parameters.items()}
+        learner.kept = Kept(**checkpoint.kept, parameters=on_device)

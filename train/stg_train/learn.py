@@ -1,0 +1,378 @@
+"""Analysis by synthesis: K Langevin steps, then one Adam step on g(synthesized) - g(observed).
+
+Source: Xie, Zhu, Wu, CVPR 2017, Algorithm 1 (persistent chains, layer-wise growth); Nijkamp, Hill,
+Zhu, Wu, "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", NeurIPS
+2019 (chains restarted from noise at every update).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from stg_runtime.errors import DivergenceError, InputError
+from stg_train.chains import autocast, walk
+from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
+from stg_train.observed import Observed
+from stg_train.recipe import Recipe
+
+# Updates that the running means of gradient norm and response go back over.
+MEMORY = 20
+
+# The guard against collapse. The responses of chains and clips track each other while learning goes
+# well, within a tenth or so; a ratio beyond LOST has never come back by itself.
+# Parameters are worth keeping when that ratio, and that of the clips' response to its running mean,
+# is below HEALTHY: responses that rise fast end in a collapse also from there.
+HEALTHY = 1.25
+LOST = 3.0
+KEEP_EVERY = 10  # updates
+SLOWER = 0.7  # factor on the learning rate after each return to the kept parameters
+MOST_RETURNS = 8
+
+# Chains this many times larger than the observed clips' own size have left for good; the paper's
+# own scaling overshoots to 14 times early in training and comes back.
+EXPLODED = 50.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one update.
+
+    Attributes:
+        update: number of parameter updates made.
+        layers: layers in use.
+        energy_observed: mean E of the observed windows, per value of a video.
+        energy_synthesized: mean E of the chains after their walk, per value.
+        response_observed: mean g of the observed windows, per value.
+        response_synthesized: mean g of the chains, per value.
+        grad_norm: norm of the learning gradient over all parameters.
+        chain_mean: mean of the chains, model units.
+        chain_std: standard deviation of the chains, model units.
+        chain_max: largest absolute value of the chains, model units.
+        learning_rate: factor on the rates at this update.
+        returned_to: the update whose parameters the guard went back to instead of this update's
+            step, or None.
+    """
+
+    update: int
+    layers: int
+    energy_observed: float
+    energy_synthesized: float
+    response_observed: float
+    response_synthesized: float
+    grad_norm: float
+    chain_mean: float
+    chain_std: float
+    chain_max: float
+    learning_rate: float
+    returned_to: int | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Parameters that the guard can go back to.
+
+    Attributes:
+        update: number of updates they had.
+        parameters: the energy's state.
+        returns: how often the guard has gone back so far.
+    """
+
+    update: int
+    parameters: dict[str, Tensor]
+    returns: int
+
+
+def build_energy(recipe: Recipe, channels: int) -> Energy:
+    """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
+    size = (recipe.data.trained_frames, *recipe.data.size)
+    descriptor = Descriptor(recipe.network.specs(), channels, size)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    if recipe.network.init == "he":
+        init_he(descriptor, generator)
+    else:
+        init_normal(descriptor, recipe.network.init_std, generator)
+    return Energy(descriptor, recipe.langevin.reference_std)
+
+
+def depth_at(recipe: Recipe, update: int) -> int:
+    """Layers in use when `update` updates have been made."""
+    growth = recipe.learning.growth
+    if not growth:
+        return len(recipe.network.layers)
+    return 1 + sum(update >= grown for grown in growth)
+
+
+def grown_at(recipe: Recipe, update: int) -> int:
+    """The update at which the newest layer in use was added; 0 for the first."""
+    return max((grown for grown in recipe.learning.growth if grown <= update), default=0)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a recipe asks for.
+
+    Raises:
+        InputError: a GPU that is not there; never a silent fall back to the CPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
+        raise InputError(
+            f"--device {name}: PyTorch {torch.__version__} ({build}) finds no usable GPU here; "
+            "install a CUDA build of PyTorch and a driver, or pass --device cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0"
+        )
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Resolve precision "auto": bf16 where the device multiplies it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = torch.cpu.get_capabilities()
+    return "bf16" if native.get("avx512_bf16") or native.get("amx_bf16") else "fp32"
+
+
+class Learner:
+    """The state of a training run and its update.
+
+    Args:
+        recipe: with `device` and `precision` resolved.
+        observed: the prepared clips.
+    """
+
+    def __init__(self, recipe: Recipe, observed: Observed) -> None:
+        self.recipe = recipe
+        self.observed = observed
+        self.device = torch.device(recipe.device)
+        channels = observed.pixels.shape[-1]
+        # Channels-last suits bf16 convolutions on both processor and GPU.
+        self._layout = (
+            torch.channels_last_3d if recipe.precision == "bf16" else torch.contiguous_format
+        )
+        self.energy = build_energy(recipe, channels).to(self.device)
+        for parameter in self.energy.parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=self._layout)
+        self.optimizer = self._optimizer()
+        self.update_count = 0
+        self.norm_mean = 0.0  # running means; 0 before the first update
+        self.response_mean = 0.0
+        self.kept: Kept | None = None
+        self.returns = 0
+        # Noise is drawn on the device; the choice of windows is the same on every device.
+        self.noise = torch.Generator(self.device).manual_seed(recipe.seed)
+        self.choice = torch.Generator().manual_seed(recipe.seed)
+        self.chains = self._fresh_chains(channels)
+        self.windows = torch.empty(0)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The network being learned."""
+        assert isinstance(self.energy.descriptor, Descriptor)
+        return self.energy.descriptor
+
+    def _optimizer(self) -> torch.optim.Adam:
+        learning = self.recipe.learning
+        groups = []
+        for conv in self.descriptor.convs:
+            assert isinstance(conv, nn.Conv3d)
+            scale = math.sqrt(2 / fan_in(conv)) if learning.rate == "fan-in" else 1.0
+            groups.append({"params": [conv.weight], "base": learning.learning_rate * scale})
+            groups.append({"params": [conv.bias], "base": learning.bias_rate})
+        for group in groups:
+            group["lr"] = group["base"]
+        return torch.optim.Adam(groups, betas=learning.betas)
+
+    def _fresh_chains(self, channels: int) -> Tensor:
+        shape = (
+            self.recipe.langevin.chains,
+            channels,
+            self.recipe.data.trained_frames,
+            *self.recipe.data.size,
+        )
+        x = torch.empty(shape, device=self.device, memory_format=self._layout)
+        return x.normal_(0, 1, generator=self.noise).mul_(self.recipe.langevin.init_std)
+
+    def _draw(self, step: int, x: Tensor) -> Tensor:
+        return torch.empty_like(x).normal_(0, 1, generator=self.noise)
+
+    def _observed_windows(self) -> Tensor:
+        data = self.recipe.data
+        n_clips, n_frames = self.observed.pixels.shape[:2]
+        clips = torch.randperm(n_clips, generator=self.choice)[: data.batch].tolist()
+        last = n_frames - data.trained_frames
+        starts = torch.randint(last + 1, (len(clips),), generator=self.choice).tolist()
+        x = self.observed.windows(clips, starts, data.trained_frames)
+        return x.to(self.device, memory_format=self._layout)
+
+    def rate_factor(self) -> float:
+        """Factor on the learning rates at the coming update.
+
+        1, then falling linearly, and less after each return of the guard.
+        """
+        learning = self.recipe.learning
+        slower = SLOWER**self.returns
+        begin = learning.decay_from * learning.updates
+        if self.update_count < begin:
+            return slower
+        left = max(learning.updates - self.update_count, 0) / max(learning.updates - begin, 1)
+        return slower * (learning.final_rate + (1 - learning.final_rate) * left)
+
+    def update(self) -> Metrics:
+        """Walk the chains, then move the parameters once.
+
+        Raises:
+            DivergenceError: a chain or an energy became non-finite or exploded, or every top
+                response is zero; the parameters are those before this update.
+        """
+        recipe, langevin = self.recipe, self.recipe.langevin
+        self.descriptor.depth = depth_at(recipe, self.update_count)
+        if recipe.learning.regime == "short-run":
+            self.chains = self._fresh_chains(self.chains.shape[1])
+        self.energy.requires_grad_(False)
+        chains, energies = walk(
+            self.energy,
+            self.chains,
+            n_steps=langevin.n_steps,
+            step_size=langevin.step_size,
+            noise_scale=langevin.noise_scale,
+            draw=self._draw,
+            precision=recipe.precision,
+        )
+        self.energy.requires_grad_(True)
+        windows = self._observed_windows()
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(recipe.precision, self.device):
+            response = self.descriptor(torch.cat([chains, windows]))
+        values = windows[0].numel()
+        synthesized = response[: len(chains)].mean() / values
+        observed = response[len(chains) :].mean() / values
+        # Ascent on the log-likelihood: raise g where the data are, lower it where the chains are.
+        torch.autograd.backward(synthesized - observed)
+        active = [p for p in self.descriptor.parameters() if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in active if p.grad is not None])
+        half_square = 0.5 * windows.square().mean(), 0.5 * chains.square().mean()
+        variance = langevin.reference_std**2
+        metrics = Metrics(
+            update=self.update_count + 1,
+            layers=self.descriptor.depth,
+            energy_observed=float((half_square[0] - observed.detach()) / variance),
+            energy_synthesized=float((half_square[1] - synthesized.detach()) / variance),
+            response_observed=float(observed.detach()),
+            response_synthesized=float(synthesized.detach()),
+            grad_norm=float(grad_norm),
+            chain_mean=float(chains.mean()),
+            chain_std=float(chains.std()),
+            chain_max=float(chains.abs().max()),
+            learning_rate=self.rate_factor(),
+        )
+        self._check(metrics, energies, float(windows.square().mean().sqrt()))
+        self.chains, self.windows = chains, windows
+        # A new layer changes every response: what was kept and averaged before it says nothing now.
+        grown = grown_at(recipe, self.update_count)
+        self.update_count += 1
+        age = self.update_count - grown
+        if self.kept is not None and self.kept.update < grown:
+            self.kept = None
+        ratio = _ratio(metrics.response_synthesized, metrics.response_observed)
+        if self.kept is not None and ratio > LOST:
+            self._go_back(metrics)
+            return replace(metrics, returned_to=self.kept.update)
+        if metrics.grad_norm == 0:
+            raise DivergenceError(
+                f"update {metrics.update}: every top response of the network is zero, nothing can "
+                f"be learned any more; lower {self._settings()}"
+            )
+        response = metrics.response_observed
+        self.response_mean = _running(self.response_mean, response, age)
+        healthy = max(ratio, _ratio(response, self.response_mean)) < HEALTHY
+        if healthy and self.update_count % KEEP_EVERY == 0:
+            # Before the step: these are the parameters that were found to be good.
+            self.kept = Kept(self.update_count - 1, self._parameters(), self.returns)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * metrics.learning_rate
+        self._clip([p.grad for p in active if p.grad is not None], metrics.grad_norm, age)
+        self.optimizer.step()
+        return metrics
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.energy.state_dict().items()}
+
+    def _go_back(self, metrics: Metrics) -> None:
+        """Take the kept parameters again, forget Adam's moments, go on more slowly."""
+        assert self.kept is not None
+        if self.returns >= MOST_RETURNS:
+            raise DivergenceError(
+                f"update {metrics.update}: learning collapsed {MOST_RETURNS + 1} times (response "
+                f"of the chains {metrics.response_synthesized:.3g}, of the clips "
+                f"{metrics.response_observed:.3g}); lower {self._settings()}"
+            )
+        self.energy.load_state_dict(self.kept.parameters)
+        self.optimizer.state.clear()
+        self.returns += 1
+        if self.recipe.learning.regime == "persistent":
+            # Chains that collapsed with the network would pull it down again.
+            self.chains = self._fresh_chains(self.chains.shape[1])
+
+    def _settings(self) -> str:
+        return (
+            f"langevin.step_size (now {self.recipe.langevin.step_size:g}) or "
+            f"learning.learning_rate (now {self.recipe.learning.learning_rate:g})"
+        )
+
+    def _clip(self, gradients: list[Tensor], norm: float, age: int) -> None:
+        clip = self.recipe.learning.clip
+        limit = math.inf if clip is None or age == 1 else clip * self.norm_mean
+        if norm > limit:
+            for gradient in gradients:
+                gradient.mul_(limit / norm)
+            norm = limit
+        self.norm_mean = _running(self.norm_mean, norm, age)
+
+    def _check(self, metrics: Metrics, energies: Tensor, observed_rms: float) -> None:
+        langevin = self.recipe.langevin
+        where = f"update {metrics.update}"
+        settings = self._settings()
+        finite = torch.isfinite(energies).all(1)
+        if not finite.all():
+            step = int((~finite).nonzero()[0])
+            last = f"{float(energies[step - 1].mean()):.3g}" if step else "none"
+            raise DivergenceError(
+                f"{where}, Langevin step {step + 1}: an energy is not finite (the one before: "
+                f"{last}); lower {settings}"
+            )
+        figures = (metrics.energy_synthesized, metrics.energy_observed, metrics.grad_norm)
+        if not all(math.isfinite(figure) for figure in figures):
+            raise DivergenceError(
+                f"{where}: energy of the chains {metrics.energy_synthesized:.3g}, of the clips "
+                f"{metrics.energy_observed:.3g}, gradient norm {metrics.grad_norm:.3g}; all must "
+                f"be finite. Lower {settings}"
+            )
+        rms = math.hypot(metrics.chain_mean, metrics.chain_std)
+        if rms > EXPLODED * max(observed_rms, langevin.init_std):
+            raise DivergenceError(
+                f"{where}: the chains exploded to {rms:.3g} model units (the clips have "
+                f"{observed_rms:.3g}); lower {settings}"
+            )
+
+
+def _running(mean: float, value: float, age: int) -> float:
+    """A mean over the last `MEMORY` values or so; over all `age` of them while they are fewer."""
+    return mean + (value - mean) / min(age, MEMORY)
+
+
+def _ratio(a: float, b: float) -> float:
+    """The larger of a / b and b / a; infinite when one of them is not positive."""
+    return max(a / b, b / a) if min(a, b) > 0 else math.inf

@@ -1,0 +1,354 @@
+"""Recipes: everything a training run is made from, as one validated TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stg_runtime.artifact import first_error
+from stg_runtime.errors import InputError
+from stg_runtime.files import atomic_write_text
+from stg_train.descriptor import ConvSpec
+
+Scale = Literal["small", "paper"]
+Regime = Literal["short-run", "persistent"]
+
+_Count = Annotated[int, Field(ge=1)]
+_NonNegativeInt = Annotated[int, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """The training clips.
+
+    Attributes:
+        videos: files or image folders; filled in from the command line.
+        size: (H, W) of the prepared clips, pixels.
+        frames: frames taken from each video.
+        start: first frame taken.
+        crop: (x, y, width, height) cut out before resizing, pixels of the source.
+        window: frames of the random window that an update sees; a longer clip than the window
+            keeps the network from using the ends as a clock. None: all frames.
+        batch: clips per update, drawn without replacement; all when there are fewer.
+    """
+
+    videos: tuple[str, ...] = ()
+    size: tuple[_Count, _Count]
+    frames: _Count
+    start: _NonNegativeInt = 0
+    crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
+    window: _Count | None = None
+    batch: _Count = 8
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Data:
+        if self.window is not None and self.window > self.frames:
+            raise ValueError(f"window {self.window} is longer than the clip's {self.frames} frames")
+        return self
+
+    @property
+    def trained_frames(self) -> int:
+        """Frames of one training window."""
+        return self.window or self.frames
+
+
+class Layer(_Section):
+    """One convolution and ReLU; see `ConvSpec`."""
+
+    filters: _Count
+    kernel: tuple[_Count, _Count | Literal["full"], _Count | Literal["full"]]
+    stride: tuple[_Count, _Count, _Count]
+    padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
+
+
+class Network(_Section):
+    """The descriptor.
+
+    Attributes:
+        layers: convolutions, bottom first.
+        init: "he" for sqrt(2 / fan_in), "normal" for one `init_std` everywhere (the paper's code).
+        init_std: standard deviation for init = "normal".
+    """
+
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    init: Literal["he", "normal"] = "he"
+    init_std: _Positive = 0.001
+
+    def specs(self) -> list[ConvSpec]:
+        """The layers as the descriptor takes them."""
+        return [
+            ConvSpec(layer.filters, layer.kernel, layer.stride, layer.padding)
+            for layer in self.layers
+        ]
+
+
+class Pixels(_Section):
+    """From grey levels to model units: (pixel - mean) / scale.
+
+    Attributes:
+        mean: "channel" subtracts one grey level per colour, "image" the clips' mean over time at
+            every pixel: what stands still is then exactly the mean, and the network spends itself
+            on what moves. An image locks the height and width of the model.
+        scale: "std" for the clips' own standard deviation around the mean, or grey levels per
+            model unit.
+    """
+
+    mean: Literal["channel", "image"] = "channel"
+    scale: Literal["std"] | _Positive = "std"
+
+
+class Langevin(_Section):
+    """The chains.
+
+    Attributes:
+        reference_std: sigma of the Gaussian reference, model units.
+        step_size: delta, model units. a = step_size^2 / (2 reference_std^2) is the share of the way
+            to its mean that the reference alone takes a chain per step; above 0.2 training has
+            collapsed, below 0.1 the first noise outlives the steps.
+        noise_scale: factor on the Langevin noise.
+        n_steps: Langevin steps per update, and at synthesis.
+        init_std: of a chain's first noise, model units.
+        chains: how many are walked together.
+    """
+
+    reference_std: _Positive
+    step_size: _Positive
+    noise_scale: _NonNegative = 1.0
+    n_steps: _Count = 20
+    init_std: _NonNegative = 1.0
+    chains: _Count = 1
+
+    @model_validator(mode="after")
+    def _step_is_stable(self) -> Langevin:
+        if self.step_size >= 2 * self.reference_std:
+            raise ValueError(
+                f"step_size {self.step_size} must be below 2 * reference_std "
+                f"({2 * self.reference_std}), or the reference term alone diverges"
+            )
+        return self
+
+
+class Learning(_Section):
+    """Analysis by synthesis with Adam.
+
+    Attributes:
+        regime: "short-run" restarts the chains from noise at every update, and the model then
+            synthesizes from noise in the same number of steps; "persistent" carries them on, as the
+            paper does, and the model then describes its chains but seldom synthesizes from noise.
+        updates: of the parameters.
+        learning_rate: Adam's, for weights; see `rate`.
+        rate: "fan-in" multiplies each layer's weight rate by sqrt(2 / fan_in), so that every layer
+            moves by the same share of its initial size; "flat" does not.
+        bias_rate: Adam's rate for biases.
+        betas: Adam's.
+        clip: gradients longer than `clip` times their running mean are scaled down to that. Adam's
+            second moment lags behind a gradient that grows, and its steps with it; without this,
+            chains and network drive each other up (sea, updates 100 to 350). None: never.
+        decay_from: share of the updates after which the rates fall linearly.
+        final_rate: share of the rates left at the end.
+        growth: updates at which the second, third, ... layer is added (layer-wise growth); empty:
+            all layers from the start.
+    """
+
+    regime: Regime = "short-run"
+    updates: _Count
+    learning_rate: _Positive
+    rate: Literal["fan-in", "flat"] = "fan-in"
+    bias_rate: _Positive = 1e-3
+    betas: tuple[_Fraction, _Fraction] = (0.5, 0.999)
+    clip: _Positive | None = 1.5
+    decay_from: _Fraction = 0.6
+    final_rate: _Fraction = 0.05
+    growth: tuple[_Count, ...] = ()
+
+    @model_validator(mode="after")
+    def _growth_rises(self) -> Learning:
+        if list(self.growth) != sorted(set(self.growth)):
+            raise ValueError("growth must name rising update numbers")
+        return self
+
+
+class Output(_Section):
+    """What a run leaves behind.
+
+    Attributes:
+        margin_frames: frames synthesized beyond each end of a video and cut, because zero padding
+            in time makes the ends pale; about the receptive field's reach.
+        checkpoint_every: updates between checkpoints.
+        sheet_every: updates between contact sheets and videos of the chains.
+    """
+
+    margin_frames: _NonNegativeInt = 4
+    checkpoint_every: _Count = 50
+    sheet_every: _Count = 50
+
+
+class Recipe(_Section):
+    """A whole recipe; the sections are the tables of its TOML file.
+
+    Attributes:
+        precision: of the convolutions in training: "fp32", "bf16" (weights stay float32), or
+            "auto", bf16 where the processor multiplies it natively.
+        device: "auto", "cpu", "cuda" or "cuda:i".
+        threads: processor threads; None for all this process may use.
+    """
+
+    name: str
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: _Count | None = None
+    data: Data
+    network: Network
+    pixels: Pixels = Pixels()
+    langevin: Langevin
+    learning: Learning
+    output: Output = Output()
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"--device {value}: expected auto, cpu, cuda or cuda:i")
+        return value
+
+    @model_validator(mode="after")
+    def _growth_matches(self) -> Recipe:
+        if self.learning.growth and len(self.learning.growth) != len(self.network.layers) - 1:
+            raise ValueError(
+                f"learning.growth names {len(self.learning.growth)} updates, but "
+                f"{len(self.network.layers) - 1} layers are to be added"
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back to the same recipe."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def save(self, path: Path) -> None:
+        """Write the recipe, whole or not at all."""
+        atomic_write_text(path, self.to_toml())
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with stg."""
+    files = resources.files("stg_train.recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_recipe(
+    name: str, *, scale: Scale | None = None, overrides: dict[str, Any] | None = None
+) -> Recipe:
+    """Read a built-in recipe or a recipe file and check it.
+
+    A recipe may hold tables ``[scale.small.*]`` and ``[scale.paper.*]``, laid over the rest.
+
+    Args:
+        name: a built-in name, or a path that ends in .toml.
+        scale: which of the recipe's sizes; None for small, where it has sizes.
+        overrides: dotted keys ("data.size") and values laid over the recipe; None values do not.
+
+    Raises:
+        InputError: unknown recipe or key (the nearest known one is named), value out of range.
+    """
+    if name.lower().endswith(".toml"):
+        source = name
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: cannot read the recipe ({error})") from None
+    else:
+        known = builtin_recipes()
+        if name not in known:
+            raise InputError(
+                f"--recipe {name}: no such recipe{_nearest(name, known)}; built in are "
+                f"{', '.join(known)}, or give a file that ends in .toml"
+            )
+        source = f"recipe {name}"
+        text = (resources.files("stg_train.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from None
+    scales = table.pop("scale", {})
+    if not isinstance(scales, dict) or not set(scales) <= {"small", "paper"}:
+        raise InputError(f"{source}: [scale.*] may hold `small` and `paper` only")
+    if scale is not None and scale not in scales:
+        raise InputError(f"{source}: has no [scale.{scale}] tables; leave --scale {scale} out")
+    tables = {**table, **{f"scale.{key}": value for key, value in scales.items()}}
+    for key in ("data", "learning", "scale.small", "scale.paper"):
+        if not isinstance(tables.get(key, {}), dict):
+            raise InputError(f"{source}: {key} must be a table, [{key}]; it is {tables[key]!r}")
+    merge(table, scales.get(scale or "small", {}))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            *path, last = key.split(".")
+            section = table
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = value
+    data, given = table.get("data", {}), overrides or {}
+    if given.get("data.frames") and not given.get("data.window") and "window" in data:
+        # Whoever asks for fewer frames than the recipe's window means all of them.
+        data["window"] = min(data["window"], given["data.frames"])
+    return parse_recipe(table, source)
+
+
+def parse_recipe(table: dict[str, Any], source: str) -> Recipe:
+    """Check a recipe's tables; `source` names them in the message of the InputError."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        # A misspelt key is also a missing one; the spelling is what the user can mend.
+        unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+        if unknown:
+            fault = unknown[0]
+            where = ".".join(str(part) for part in fault["loc"])
+            known = _known_keys(fault["loc"])
+            raise InputError(
+                f"{source}: unknown key {where}{_nearest(str(fault['loc'][-1]), known)}; "
+                f"known here: {', '.join(known)}"
+            ) from None
+        raise InputError(f"{source}: {first_error(error)}") from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    """Lay one table over another, table by table, in place."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if part == "layers":
+            model = Layer
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return sorted(model.model_fields)

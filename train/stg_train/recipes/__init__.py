@@ -1,0 +1,1 @@
+"""The recipes that come with stg, one TOML file each."""
