@@ -90,7 +90,7 @@ def main() -> None:
         for seed in options.seeds:
             job = plan(backend.metadata, n_steps=steps, seed=seed)
             began = time.perf_counter()
-            video = synthesize(backend, job, chain=0, threads=usable_threads())
+            video = synthesize(backend.chains(job.graph), backend.metadata, job, number=0)
             name = f"K {steps}, seed {seed}"
             rows[name] = {**figures(observed, video), "seconds": time.perf_counter() - began}
             videos[name] = video

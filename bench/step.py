@@ -113,7 +113,7 @@ def alone(what: str, path: Path) -> None:
     else:
         backend = OnnxRuntimeCpu(path)
         job = plan(backend.metadata, n_steps=3)
-        synthesize(backend, job, chain=0, threads=backend.threads)
+        synthesize(backend.chains(job.graph), backend.metadata, job, number=0)
     # Not getrusage: a child inherits its parent's peak there.
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))

@@ -84,7 +84,6 @@ def synthesize(
 
     from stg_runtime.backends import open_backend
     from stg_runtime.synthesize import plan
-    from stg_runtime.threads import usable_threads
     from stg_runtime.video_write import check_video_output
 
     together = grid or output.suffix.lower() == ".npy"
@@ -96,7 +95,7 @@ def synthesize(
         seed = secrets.randbelow(2**32)
     job = plan(backend.metadata, frames=frames, size=parse_size(size), n_steps=steps, seed=seed)
     began = time.perf_counter()
-    videos = _videos(backend, job, count, threads or usable_threads())
+    videos = _videos(backend, job, count)
     _write(videos, names, backend.metadata.fps, together=together, grid=grid, overwrite=overwrite)
     seconds = time.perf_counter() - began
     result: dict[str, Any] = {
@@ -127,22 +126,23 @@ def output_names(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{i:0{digits}d}{output.suffix}") for i in range(count)]
 
 
-def _videos(backend: Backend, job: Plan, count: int, threads: int) -> Iterator[NDArray[np.uint8]]:
-    from stg_runtime.synthesize import synthesize as walk
+def _videos(backend: Backend, job: Plan, count: int) -> Iterator[NDArray[np.uint8]]:
+    from stg_runtime.synthesize import synthesize as make
 
+    chains = backend.chains(job.graph)
     with progress_bar() as bar:
         task = bar.add_task("steps", total=count * job.n_steps) if bar else None
-        for chain in range(count):
+        for number in range(count):
 
-            def told(step: int, energy: float, chain: int = chain) -> None:
+            def told(step: int, energy: float, number: int = number) -> None:
                 if bar is not None and task is not None:
-                    done = chain * job.n_steps + step
-                    bar.figures = f"video {chain + 1} of {count}, energy {energy:.5g}"
+                    done = number * job.n_steps + step
+                    bar.figures = f"video {number + 1} of {count}, energy {energy:.5g}"
                     bar.update(task, completed=done)
 
-            video = walk(backend, job, chain=chain, threads=threads, progress=told)
+            video = make(chains, backend.metadata, job, number=number, progress=told)
             if bar is None and count > 1:
-                print(f"video {chain + 1} of {count}", file=sys.stderr)
+                print(f"video {number + 1} of {count}", file=sys.stderr)
             yield video
 
 

@@ -121,14 +121,18 @@ class Walker:
     Nothing is allocated per step: each thread owns the scratch of one block, and a block is drawn,
     scaled and added while it is in cache.
 
-    Args:
-        seed: of the noise.
+    Attributes:
+        seed: of the noise; may be set at any time, as `chain` may.
         chain: number of the chain; two chains of one seed are independent.
+
+    Args:
+        seed: see the attribute.
+        chain: see the attribute.
         threads: worker threads.
     """
 
-    def __init__(self, *, seed: int, chain: int, threads: int) -> None:
-        self._seed, self._chain = seed, chain
+    def __init__(self, *, seed: int = 0, chain: int = 0, threads: int) -> None:
+        self.seed, self.chain = seed, chain
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stg-langevin")
         self._threads = threads
         self._scratch = [_Scratch() for _ in range(threads)]
@@ -191,7 +195,7 @@ class Walker:
     def _blocks(self, thread: int, step: int, size: int) -> Iterator[tuple[slice, Float32]]:
         for start in range(thread * BLOCK, size, self._threads * BLOCK):
             stop = min(start + BLOCK, size)
-            noise = _fill_normal(self._scratch[thread], self._seed, self._chain, step, start)
+            noise = _fill_normal(self._scratch[thread], self.seed, self.chain, step, start)
             yield slice(start, stop), noise[: stop - start]
 
     def _run(self, work: object) -> None:

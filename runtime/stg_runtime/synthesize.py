@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.artifact import Metadata, Size
-from stg_runtime.backends.base import Backend
+from stg_runtime.backends.base import Chains
 from stg_runtime.errors import DivergenceError, InputError
-from stg_runtime.langevin import Walker
+from stg_runtime.langevin import Float32
 from stg_runtime.video import to_pixels
 
 Progress = Callable[[int, float], None]
-"""Called after each Langevin step with its number, from 1, and the energy before it."""
+"""Called after each Langevin step with its number, from 1, and the mean energy before it (NaN on a
+device that is not waited for)."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,21 @@ def _way_out(metadata: Metadata, axis: str) -> str:
 
 
 def synthesize(
-    backend: Backend,
+    chains: Chains,
+    metadata: Metadata,
     job: Plan,
     *,
-    chain: int,
-    threads: int,
+    number: int,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
     """Walk one chain from its first noise to a finished video.
 
     Args:
-        backend: gives the gradient.
+        chains: room for one video of the plan's graph size, from `Backend.chains`.
+        metadata: of the model.
         job: from `plan`.
-        chain: number of the video; with the seed it fixes every value of the noise, whatever
-            other videos are made.
-        threads: for noise and update.
+        number: of the video; with the seed it fixes every value of the noise, whatever other
+            videos are made.
         progress: told of each step.
 
     Returns:
@@ -126,33 +127,53 @@ def synthesize(
     Raises:
         DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
     """
-    metadata = backend.metadata
-    x = np.empty(job.graph, np.float32)
-    energy_grad = np.empty_like(x)
-    backend.bind(x, energy_grad)
-    energy = math.nan
-    with Walker(seed=job.seed, chain=chain, threads=threads) as walker:
-        walker.start(x, init_std=metadata.init_std)
-        for step in range(1, job.n_steps + 1):
-            before, energy = energy, float(backend.run()[0])
-            if not math.isfinite(energy):
-                raise DivergenceError(
-                    f"chain {chain} (seed {job.seed}) became non-finite at step {step} (energy "
-                    f"{energy}, the one before {before:.4g}); the model was trained for "
-                    f"{metadata.n_steps} steps of size {metadata.step_size:g}"
-                )
-            walker.step(
-                x,
-                energy_grad,
-                step,
-                step_size=metadata.step_size,
-                noise_scale=metadata.noise_scale,
-            )
-            if progress is not None:
-                progress(step, energy)
-    if not np.isfinite(x.sum(dtype=np.float64)):
-        raise DivergenceError(
-            f"chain {chain} (seed {job.seed}) became non-finite at its last step, {job.n_steps}"
-        )
+    assert chains.shape == job.graph
+    chains.start(seed=job.seed, numbers=[number], init_std=metadata.init_std)
+    walk(chains, metadata, job, numbers=[number], progress=progress)
+    x = chains.read()
     kept = x[0, :, job.margin : x.shape[2] - job.margin]
     return to_pixels(kept, metadata.mean(), metadata.pixel_scale)
+
+
+def walk(
+    chains: Chains,
+    metadata: Metadata,
+    job: Plan,
+    *,
+    numbers: Sequence[int],
+    progress: Progress | None = None,
+) -> None:
+    """Make the Langevin steps of a plan on chains that were started.
+
+    Raises:
+        DivergenceError: an energy or the result is not finite.
+    """
+    for step in range(1, job.n_steps + 1):
+        energy = chains.step(step, step_size=metadata.step_size, noise_scale=metadata.noise_scale)
+        if energy is not None:
+            _check_energies(chains.energies()[-2:], step - 1, job, metadata, numbers)
+        if progress is not None:
+            progress(step, math.nan if energy is None else float(energy.mean()))
+    _check_energies(chains.energies(), 1, job, metadata, numbers)
+    for number, video in zip(numbers, chains.read(), strict=True):
+        if not np.isfinite(video.sum(dtype=np.float64)):
+            raise DivergenceError(
+                f"chain {number} (seed {job.seed}) became non-finite at its last step, "
+                f"{job.n_steps}"
+            )
+
+
+def _check_energies(
+    energies: Float32, first: int, job: Plan, metadata: Metadata, numbers: Sequence[int]
+) -> None:
+    """Raise at the first energy that is not finite; row i of `energies` is of step first + i."""
+    bad = np.argwhere(~np.isfinite(energies))
+    if not len(bad):
+        return
+    row, chain = (int(index) for index in bad[0])
+    before = f", the one before {energies[row - 1, chain]:.4g}" if row else ""
+    raise DivergenceError(
+        f"chain {numbers[chain]} (seed {job.seed}) became non-finite at step {max(first, 1) + row} "
+        f"(energy {energies[row, chain]}{before}); the model was trained for {metadata.n_steps} "
+        f"steps of size {metadata.step_size:g}"
+    )

@@ -28,7 +28,7 @@ def test_same_noise_same_video(clip: Path, tmp_path: Path, mean: str, static: bo
     backend = open_backend(tmp_path / "model.onnx", "cpu")
     assert backend.metadata == metadata
     job = plan(metadata, seed=11)
-    video = synthesize(backend, job, chain=3, threads=2)
+    video = synthesize(backend.chains(job.graph), metadata, job, number=3)
 
     energy, checkpoint = load_energy(tmp_path / "run")
     energy.requires_grad_(False)

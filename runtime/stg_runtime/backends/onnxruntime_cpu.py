@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, METADATA_KEY, VIDEO, Metadata, parse_metadata
+from stg_runtime.backends.base import Shape
+from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
 from stg_runtime.threads import usable_threads
 
@@ -117,7 +119,7 @@ def _one_line(error: Exception) -> str:
 
 
 class OnnxRuntimeCpu:
-    """The `Backend` that runs on every machine.
+    """The `Backend`, and `HostGradient`, that runs on every machine.
 
     Args:
         path: the .onnx file.
@@ -131,8 +133,12 @@ class OnnxRuntimeCpu:
         self._binding: Any = None
         self._energy: Float32 = np.empty(0, np.float32)
 
+    def chains(self, shape: Shape) -> HostChains:
+        """See `Backend.chains`."""
+        return HostChains(self, shape)
+
     def bind(self, x: Float32, energy_grad: Float32) -> None:
-        """See `Backend.bind`; nothing is copied, onnxruntime works on the arrays' own memory."""
+        """See `HostGradient.bind`; onnxruntime works on the arrays' own memory, without copies."""
         assert x.flags.c_contiguous and energy_grad.flags.c_contiguous
         self._energy = np.empty(x.shape[0], np.float32)
         binding = self._session.io_binding()
@@ -143,7 +149,7 @@ class OnnxRuntimeCpu:
         self._held = (x, energy_grad)  # the binding holds addresses, not references
 
     def run(self) -> Float32:
-        """See `Backend.run`."""
+        """See `HostGradient.run`."""
         assert self._binding is not None
         try:
             self._session.run_with_iobinding(self._binding)
