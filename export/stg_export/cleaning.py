@@ -48,6 +48,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     graph = module.graph
     first: dict[str, fx.Node] = {}
     values: dict[fx.Node, Tensor] = {}
+    weights: dict[fx.Node, set[fx.Node]] = {}  # that a value was computed from
     for node in list(graph.nodes):
         if node.op == "get_attr":
             value = getattr(module, node.target)
@@ -62,9 +63,14 @@ def _fold_constants(module: fx.GraphModule) -> None:
             graph.erase_node(node)
         elif isinstance(value, Tensor):
             first[key], values[node] = node, value
+            of_inputs = (weights[source] for source in node.all_input_nodes)
+            weights[node] = {node} if node.op == "get_attr" else set().union(*of_inputs)
     for node, value in values.items():
         if node.op == "get_attr" or all(user in values for user in node.users):
             continue
+        stays = any(user not in values for weight in weights[node] for user in weight.users)
+        if stays and value.numel() > _SMALL:
+            continue  # would be stored twice; a runtime computes it once, as it loads the file
         name = f"constant_{node.name}"
         module.register_buffer(name, value.contiguous())
         with graph.inserting_before(node):

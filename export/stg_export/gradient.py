@@ -26,7 +26,14 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from stg_export.cleaning import clean, is_random
-from stg_export.lowering import full_layer, full_layer_input_grad, input_grad, is_full
+from stg_export.lowering import (
+    full_layer,
+    full_layer_input_grad,
+    input_grad,
+    is_full,
+    pays_in_phases,
+    phase_input_grad,
+)
 from stg_runtime.artifact import Precision
 from stg_runtime.errors import InputError
 
@@ -120,7 +127,7 @@ def trace(
     def graph(x: Tensor) -> tuple[Tensor, Tensor]:
         return energy_and_grad(energy, x, gradient_scale)
 
-    found: list[str] = []
+    found: set[str] = set()
     half = torch.autocast("cpu", torch.float16) if precision == "fp16" else nullcontext()
     with warnings.catch_warnings(), half:
         warnings.simplefilter("ignore")
@@ -137,7 +144,7 @@ def trace(
             f"{type(energy).__name__}: draws random numbers ({random[0]}); an energy must give the "
             "same value for the same input"
         )
-    return traced, found[0] if found else "none"
+    return traced, "+".join(sorted(found)) or "none"
 
 
 # --- backward operators, written as forward ones
@@ -227,8 +234,8 @@ _DECOMPOSITIONS |= {
 }
 
 
-def _lowered(found: list[str]) -> dict[Any, Callable[..., Any]]:
-    """Decompositions for lowering "matmul"; notes in `found` that there was something to lower."""
+def _lowered(found: set[str]) -> dict[Any, Callable[..., Any]]:
+    """Decompositions of lowering "auto"; notes in `found` which ways were taken."""
 
     def convolution(
         x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *args: Any
@@ -236,16 +243,19 @@ def _lowered(found: list[str]) -> dict[Any, Callable[..., Any]]:
         dilation, transposed, _, groups = args
         if not is_full(x, weight, padding, dilation, transposed, groups):
             return NotImplemented
-        found.append("matmul")
+        found.add("matmul")
         return full_layer(x, weight, bias, stride, padding)
 
     def convolution_backward(
         grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *args: Any
     ) -> Any:
         stride, padding, dilation, transposed, _, groups, output_mask = args
-        if not output_mask[0] or not is_full(x, weight, padding, dilation, transposed, groups):
-            return _convolution_backward(grad, x, weight, bias_sizes, *args)
-        return full_layer_input_grad(grad, x, weight, stride, padding), None, None
+        if output_mask[0] and is_full(x, weight, padding, dilation, transposed, groups):
+            return full_layer_input_grad(grad, x, weight, stride, padding), None, None
+        if output_mask[0] and pays_in_phases(weight, stride, padding, dilation, transposed, groups):
+            found.add("phases")
+            return phase_input_grad(grad, x.shape[2:], weight, stride, padding), None, None
+        return _convolution_backward(grad, x, weight, bias_sizes, *args)
 
     return {
         aten.convolution.default: convolution,

@@ -72,8 +72,9 @@ def export_energy_grad(
         precision: "fp16" runs convolutions and matrix products in float16, with the input, the
             outputs, sums and everything else in float32.
         opset: ONNX operator set, 17 to 20.
-        lowering: "auto" computes spatially full layers as matrix products (recorded as "matmul"),
-            "none" the network as written.
+        lowering: "auto" computes spatially full layers as matrix products and gradients of strided
+            layers phase by phase where that pays (recorded as "matmul", "phases", or both with a
+            +), "none" the network as written.
         metadata: called with the parity figures and the lowering's name, gives what is stored in
             the file for the runtime; None for an energy that is not stg's.
         gradient_scale: the backward pass is that of gradient_scale * energy, divided again in
@@ -232,6 +233,8 @@ def _lower_opset(model: onnx.ModelProto, opset: int, name: str) -> None:
     for node in model.graph.node:
         try:
             same = get_schema(node.op_type, _EXPORTER_OPSET).since_version <= opset
+            # What opset 18 added to Pad is its fourth input, the axes.
+            same = same or (node.op_type == "Pad" and len(node.input) < 4)
         except SchemaError:
             same = False
         if not same:

@@ -15,13 +15,14 @@ from stg_runtime.artifact import Precision
 def free_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files with every axis free (NTHW), and one of a spatially full network (NT)."""
     folder = tmp_path_factory.mktemp("free")
-    cases: dict[str, tuple[Precision, bool]] = {
-        "fp32": ("fp32", False),
-        "fp16": ("fp16", False),
-        "full": ("fp32", True),
+    cases: dict[str, tuple[Precision, bool, str]] = {
+        "fp32": ("fp32", False, "auto"),
+        "fp32-plain": ("fp32", False, "none"),
+        "fp16": ("fp16", False, "auto"),
+        "full": ("fp32", True, "auto"),
     }
     files = {}
-    for name, (precision, full) in cases.items():
+    for name, (precision, full, lowering) in cases.items():
         files[name] = folder / f"{name}.onnx"
         export_energy_grad(
             stg_energy(FULL if full else CONVOLUTIONAL),
@@ -30,6 +31,7 @@ def free_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             free_axes=("N", "T") if full else ("N", "T", "H", "W"),
             min_size=(1, 1) if full else (1, 7, 3, 7),
             precision=precision,
+            lowering=lowering,
             gradient_scale=SIGMA**2,
             seed=2,
         )
@@ -42,6 +44,7 @@ def static_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("static")
     cases: dict[str, tuple[Precision, bool, str]] = {
         "fp32": ("fp32", False, "auto"),
+        "fp32-plain": ("fp32", False, "none"),
         "fp16": ("fp16", False, "auto"),
         "full": ("fp32", True, "auto"),
         "full-fp16": ("fp16", True, "auto"),
