@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stg_export.cleaning import clean, is_random
 from stg_export.lowering import (
@@ -129,7 +130,9 @@ def trace(
 
     found: set[str] = set()
     half = torch.autocast("cpu", torch.float16) if precision == "fp16" else nullcontext()
-    with warnings.catch_warnings(), half:
+    # The fused attention kernels are single operators with an argument for dropout; written out,
+    # attention is matrix products that every runtime has.
+    with warnings.catch_warnings(), half, sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         traced = make_fx(
             graph,

@@ -34,6 +34,19 @@ _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 
 
+def check_stable(step_size: float, reference_std: float) -> None:
+    """Refuse a Langevin step that the reference term alone makes diverge.
+
+    Raises:
+        ValueError: it is 2 * reference_std or more.
+    """
+    if step_size >= 2 * reference_std:
+        raise ValueError(
+            f"step_size {step_size} must be below 2 * reference_std ({2 * reference_std}), or the "
+            "reference term alone diverges"
+        )
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +69,7 @@ class Parity(_Strict):
     Errors are relative: ||file - reference|| / ||reference||.
     """
 
-    shape: tuple[int, int, int, int, int]
+    shape: tuple[_Count, ...]
     energy_error: _NonNegative
     energy_grad_error: _NonNegative
 
@@ -119,11 +132,7 @@ class Metadata(_Strict):
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Metadata:
-        if self.step_size >= 2 * self.reference_std:
-            raise ValueError(
-                f"step_size {self.step_size} must be below 2 * reference_std "
-                f"({2 * self.reference_std}), or the reference term alone diverges"
-            )
+        check_stable(self.step_size, self.reference_std)
         return self
 
     @model_validator(mode="after")

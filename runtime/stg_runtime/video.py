@@ -228,15 +228,27 @@ def _array(path: Path, clip: int | None) -> Iterator[Image]:
 
 
 def _container(path: Path) -> InputContainer:
-    import av
-
+    av = _av(path)
     # "file:" and the lists: a file name is never a URL, nor a playlist that opens other files.
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-    return av.open(f"file:{path}", options=options)
+    container: InputContainer = av.open(f"file:{path}", options=options)
+    return container
+
+
+def _av(path: Path) -> Any:
+    """PyAV, which every file but images and arrays is read with."""
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(
+            f"{path}: cannot be read, PyAV does not load ({error}); `stg-run doctor` says how to "
+            "mend it"
+        ) from None
+    return av
 
 
 def _decode(path: Path) -> Iterator[Image]:
-    import av
+    av = _av(path)
     from av.video.reformatter import Interpolation
 
     # Anything less darkens by one to three grey levels and blurs the colours.
@@ -298,8 +310,7 @@ def _check_whole(path: Path, stream: VideoStream, count: int, last: Fraction | N
 
 
 def _frame_rate(path: Path) -> float:
-    import av
-
+    av = _av(path)
     try:
         with _container(path) as container:
             stream = container.streams.video[0]

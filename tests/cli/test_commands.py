@@ -192,6 +192,8 @@ def foreign_models(folder: Path, model: Path) -> dict[str, tuple[Path, str]]:
     add("schema.onnx", plain.SerializeToString(), "schema 2")
     entry.value = json.dumps({**metadata, "n_steps": 0})
     add("steps.onnx", plain.SerializeToString(), "n_steps")
+    entry.value = json.dumps({**metadata, "free_axes": ["N"]})
+    add("axes.onnx", plain.SerializeToString(), "its metadata says")
     plain.metadata_props.remove(entry)
     add("foreign.onnx", plain.SerializeToString(), "not one of stg-export")
     return files

@@ -68,6 +68,19 @@ class Quadratic(nn.Module):
         return 0.5 * ((x @ self.matrix) * x).sum(1)
 
 
+class Attending(nn.Module):
+    """Self-attention among the positions of a sequence, (N, length, size)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(size, 4, batch_first=True)
+        self.top = nn.Linear(size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return self.top(torch.tanh(y)).sum((1, 2))
+
+
 def autograd(energy: nn.Module, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Energy and gradient in float64, by PyTorch alone."""
     import copy

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from energies import Function, Quadratic, Summed, autograd, error, run
+from energies import Attending, Function, Quadratic, Summed, autograd, error, run
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -39,6 +39,7 @@ ENERGIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         Function(lambda x: F.pad(x, (1, 1), mode="circular").sin().sum((1, 2))),
         (2, 3, 9),
     ),
+    "attention": (Attending(16), (2, 6, 16)),
     "half a square": (Function(lambda x: 0.5 * x.square().sum(1)), (3, 5)),
     "normalized weights": (
         Summed(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU()),

@@ -147,7 +147,7 @@ def test_an_unknown_field_is_refused() -> None:
         ("precision", "bf16"),
         ("opset", 0),
         ("versions", [1]),
-        ("parity", [{"shape": [1, 2], "energy_error": 0, "energy_grad_error": 0}]),
+        ("parity", [{"shape": [1, 0], "energy_error": 0, "energy_grad_error": 0}]),
         ("mean_image", 7),
         ("recipe", None),
     ],

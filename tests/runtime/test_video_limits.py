@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,13 @@ def test_impossible_rates_are_refused(tmp_path: Path, suffix: str, fps: float) -
     with pytest.raises(InputError, match="frames per second"):
         write_video(tmp_path / f"a{suffix}", np.zeros((2, 8, 8, 3), np.uint8), fps)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_decoder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((2, 8, 8, 3), np.uint8), 25)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match="stg-run doctor"):
+        read_clip(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="stg-run doctor"):
+        write_video(tmp_path / "b.mp4", np.zeros((2, 8, 8, 3), np.uint8), 25)
+    assert not (tmp_path / "b.mp4").exists()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stg_runtime.artifact import first_error
+from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_write_text
 from stg_train.descriptor import ConvSpec
@@ -133,11 +133,7 @@ class Langevin(_Section):
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Langevin:
-        if self.step_size >= 2 * self.reference_std:
-            raise ValueError(
-                f"step_size {self.step_size} must be below 2 * reference_std "
-                f"({2 * self.reference_std}), or the reference term alone diverges"
-            )
+        check_stable(self.step_size, self.reference_std)
         return self
 
 
