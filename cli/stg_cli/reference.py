@@ -26,7 +26,7 @@ def reference() -> str:
     ]
     commands += [
         (f"stg-run {name}", run.app, [name])
-        for name in ("synthesize", "compare", "sheet", "info", "doctor")
+        for name in ("synthesize", "compare", "report", "sheet", "info", "doctor")
     ]
     runner = CliRunner()
     page = [_HEAD]

@@ -20,6 +20,7 @@ from stg_cli.common import (
     run_app,
 )
 from stg_cli.compare import compare
+from stg_cli.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 
 app.command()(compare)
+app.command()(report)
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file of stg-export.")]
 
