@@ -62,6 +62,9 @@ def train(
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
+    allow_cuts: Annotated[
+        bool, typer.Option("--allow-cuts", help="Learn from clips of several shots, too.")
+    ] = False,
     updates: Annotated[int | None, typer.Option(min=1, help="Parameter updates in all.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights, noise and windows.")
@@ -95,6 +98,7 @@ def train(
         "data.start": start,
         "data.crop": parse_crop(crop),
         "data.window": window,
+        "data.allow_cuts": allow_cuts or None,
         "learning.regime": regime,
         "learning.updates": updates,
         "output.checkpoint_every": checkpoint_every,
