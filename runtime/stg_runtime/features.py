@@ -57,7 +57,8 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
         (|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2))) / 16; 0 for equal ones, symmetric.
     """
     variance = (np.diagonal(a.covariance) + np.diagonal(b.covariance)) / 2
-    scale = 1 / np.sqrt(np.maximum(variance, 1e-6))
+    # What hardly varies on either side counts by its difference, not by that over nothing.
+    scale = 1 / np.sqrt(np.maximum(variance, 1e-4))
     mean = (a.mean - b.mean) * scale
     cov_a = a.covariance * scale[:, None] * scale
     cov_b = b.covariance * scale[:, None] * scale

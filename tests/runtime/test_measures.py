@@ -154,6 +154,7 @@ def test_time_running_backwards_shows_in_the_features() -> None:
     """Spectra cannot tell the direction of motion; the filters can."""
     t, _, x = np.mgrid[0:48, 0:32, 0:32]
     level = 128 + 50 * np.cos(2 * np.pi * (x / 4 - t / 4)) + 20 * np.cos(2 * np.pi * x / 16)
+    level += np.random.default_rng(0).normal(0, 6, level.shape)
     right = np.repeat(np.rint(level)[..., None], 3, -1).astype(np.uint8)
     left = right[::-1].copy()
     found = measure(right, left)
