@@ -44,6 +44,7 @@ demo: setup
 	@echo
 	@echo "video          $$OUT/synthesized.mp4"
 	@echo "contact sheet  $$OUT/sheet.png"
+	@echo "report         $$OUT/run/report.html"
 	@echo "model          $$OUT/model.onnx"
 
 check: setup-dev

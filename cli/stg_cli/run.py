@@ -19,6 +19,8 @@ from stg_cli.common import (
     progress_bar,
     run_app,
 )
+from stg_cli.compare import compare
+from stg_cli.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,9 @@ app = typer.Typer(
     help="Synthesize video from an exported model; needs no PyTorch.\n\n"
     "Example: stg-run synthesize fire.onnx -o fire.mp4",
 )
+
+app.command()(compare)
+app.command()(report)
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file of stg-export.")]
 

@@ -21,7 +21,8 @@ from stg_cli.common import (
     require,
     run_app,
 )
-from stg_runtime.errors import DivergenceError, InputError
+from stg_cli.compare import print_table
+from stg_runtime.errors import DivergenceError, InputError, StgError
 
 if TYPE_CHECKING:
     from stg_train.learn import Metrics
@@ -61,6 +62,9 @@ def train(
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
+    allow_cuts: Annotated[
+        bool, typer.Option("--allow-cuts", help="Learn from clips of several shots, too.")
+    ] = False,
     updates: Annotated[int | None, typer.Option(min=1, help="Parameter updates in all.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Of weights, noise and windows.")
@@ -94,6 +98,7 @@ def train(
         "data.start": start,
         "data.crop": parse_crop(crop),
         "data.window": window,
+        "data.allow_cuts": allow_cuts or None,
         "learning.regime": regime,
         "learning.updates": updates,
         "output.checkpoint_every": checkpoint_every,
@@ -239,10 +244,28 @@ def _learn(work: Run) -> None:
             file=sys.stderr,
         )
         raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
+    seconds = time.monotonic() - began
+    _finish(work)
     print(
-        f"{work.folder}  ({total} updates, {time.monotonic() - began:.0f} s; look at "
-        f"{work.folder / 'chains.mp4'}; next: stg-export {work.folder} -o MODEL.onnx)"
+        f"{work.folder}  ({total} updates, {seconds:.0f} s; look at "
+        f"{work.folder / 'report.html'}; next: stg-export {work.folder} -o MODEL.onnx)"
     )
+
+
+def _finish(work: Run) -> None:
+    """Samples, measures and report; the run is learned, whatever becomes of them."""
+    from stg_runtime.measures import table
+
+    print("synthesizing from fresh noise, measuring", file=sys.stderr)
+    try:
+        record = work.finish()
+    except StgError as error:
+        print(f"warning: no measures and no report: {error}", file=sys.stderr)
+        return
+    if record.measures is None:
+        print(f"warning: no measures: {record.why_none}", file=sys.stderr)
+        return
+    print_table(table(record.measures, [f"new {i}" for i in range(len(record.measures.videos))]))
 
 
 def main() -> None:

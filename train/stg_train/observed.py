@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stg_runtime.artifact import MEAN_STEPS
+from stg_runtime.clip_checks import (
+    bars_in_view,
+    black_borders,
+    check_cuts,
+    check_motion,
+    crop_without,
+)
 from stg_runtime.errors import InputError
 from stg_runtime.video import count_clips, read_clip, to_model
 from stg_train.recipe import Data, Pixels
+
+_FRAMES_FOR_BORDERS = 8
 
 _log = logging.getLogger(__name__)  # warnings reach stderr without any set-up
 
@@ -51,11 +60,13 @@ class Observed:
 
 
 def read_observed(data: Data, pixels: Pixels) -> Observed:
-    """Decode, crop, resize and cut every video of a recipe.
+    """Decode, crop, resize and cut every video of a recipe; warn of black borders.
 
     Raises:
-        InputError: a video that cannot be read, is too short, or does not move at all.
+        InputError: a video that cannot be read, is too short, does not move at all, or holds a cut
+            (unless `data.allow_cuts`).
     """
+    sources = [(video, clip) for video in data.videos for clip in range(count_clips(Path(video)))]
     clips = [
         read_clip(
             Path(video),
@@ -65,8 +76,7 @@ def read_observed(data: Data, pixels: Pixels) -> Observed:
             crop=data.crop,
             clip=clip,
         )
-        for video in data.videos
-        for clip in range(count_clips(Path(video)))
+        for video, clip in sources
     ]
     rates = sorted({clip.fps for clip in clips})
     if len(rates) > 1:
@@ -76,7 +86,35 @@ def read_observed(data: Data, pixels: Pixels) -> Observed:
             ", ".join(f"{rate:g}" for rate in rates),
             clips[0].fps,
         )
-    return scale_observed(np.stack([clip.frames for clip in clips]), clips[0].fps, pixels)
+    observed = scale_observed(np.stack([clip.frames for clip in clips]), clips[0].fps, pixels)
+    for (video, number), clip in zip(sources, clips, strict=True):
+        check_motion(clip.frames, video)
+        if not data.allow_cuts:
+            check_cuts(clip.frames, video, data.start)
+        _warn_of_borders(data, video, number)
+    return observed
+
+
+def _warn_of_borders(data: Data, video: str, clip: int) -> None:
+    """Look at the first frames as they are in the file, before they are brought to size."""
+    frames = read_clip(
+        Path(video),
+        frames=min(data.frames, _FRAMES_FOR_BORDERS),
+        start=data.start,
+        crop=data.crop,
+        clip=clip,
+    ).frames
+    size = (frames.shape[1], frames.shape[2])
+    borders = black_borders(frames)
+    if borders and bars_in_view(borders, size, data.size):
+        crop = ",".join(str(value) for value in crop_without(borders, size, data.crop))
+        _log.warning(
+            "warning: %s has black borders (%s px), which are learned as a part of the picture; "
+            "pass --crop %s to leave them out",
+            video,
+            borders,
+            crop,
+        )
 
 
 def scale_observed(stack: NDArray[np.uint8], fps: float, pixels: Pixels) -> Observed:

@@ -43,6 +43,7 @@ class Data(_Section):
         window: frames of the random window that an update sees; a longer clip than the window
             keeps the network from using the ends as a clock. None: all frames.
         batch: clips per update, drawn without replacement; all when there are fewer.
+        allow_cuts: learn from clips of several shots; otherwise a cut is refused.
     """
 
     videos: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Data(_Section):
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
     batch: _Count = 8
+    allow_cuts: bool = False
 
     @model_validator(mode="after")
     def _window_fits(self) -> Data:

@@ -6,6 +6,13 @@ RUN/checkpoint.safetensors   the newest state
 RUN/metrics.jsonl            one line per update
 RUN/chains/*.png             contact sheets of the chains as they learn
 RUN/chains.mp4               clips and chains side by side, newest
+
+and, of a finished run,
+
+RUN/synthesized.npy          new videos from fresh noise, uint8, N x T x H x W x 3
+RUN/path.npy                 frames of the first one on its way from noise
+RUN/measures.json            how close they are to the clips, and whether they are new
+RUN/report.html              all of it, to look at
 """
 
 from __future__ import annotations
@@ -31,6 +38,9 @@ from stg_runtime.files import (
     atomic_write_text,
     remove_leftovers,
 )
+from stg_runtime.measures import Comparison, compare
+from stg_runtime.record import MEASURES, PATH, REPORT, SYNTHESIZED, Record
+from stg_runtime.report import read_run, write_report
 from stg_runtime.threads import usable_threads
 from stg_runtime.video import tile, to_pixels
 from stg_runtime.video_write import write_video
@@ -52,11 +62,17 @@ from stg_train.learn import (
 )
 from stg_train.observed import Observed, read_observed
 from stg_train.recipe import Recipe, load_recipe
+from stg_train.sample import sample
 
 CHECKPOINT = "checkpoint.safetensors"
 OBSERVED = "observed.npy"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.toml"
+
+FINISHED = (MEASURES, SYNTHESIZED, PATH, REPORT)
+"""What `Run.finish` writes: of the parameters at the end, so learning on removes it."""
+
+SAMPLES = 2  # videos made at the end
 
 Report = Callable[[Metrics], None]
 
@@ -176,8 +192,10 @@ class Run:
         remove_leftovers(self.folder)
         _truncate_metrics(self.folder / METRICS, learner.update_count)
         recipe.save(self.folder / RECIPE)
-        board = _tensorboard(self.folder)
         total, output = recipe.learning.updates, recipe.output
+        if learner.update_count < total:
+            _remove_finished(self.folder)
+        board = _tensorboard(self.folder)
         try:
             with (self.folder / METRICS).open("a", encoding="utf-8") as log:
                 while learner.update_count < total:
@@ -201,6 +219,43 @@ class Run:
             if board is not None:
                 board.close()
         return learner.update_count >= total
+
+    def finish(self) -> Record:
+        """Synthesize from fresh noise, measure what comes, and write the report.
+
+        The samples are those of `sample`, in both regimes, with a seed that follows from the
+        recipe's. Each file appears whole; the report comes last.
+
+        Raises:
+            DivergenceError: a sample is not finite; nothing is written.
+            StgError: a file could not be written.
+        """
+        learner, observed = self.learner, self.learner.observed
+        _remove_finished(self.folder)
+        seed = learner.recipe.seed + 1
+        samples = sample(learner, count=SAMPLES, seed=seed)
+        for name, array in ((SYNTHESIZED, samples.videos), (PATH, samples.path)):
+            with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        measures: Comparison | None = None
+        why_none = ""
+        try:
+            measures = compare(list(observed.pixels), list(samples.videos))
+        except InputError as error:  # a clip of a few frames or pixels
+            why_none = str(error)
+        record = Record(
+            update=learner.update_count,
+            seed=seed,
+            n_steps=learner.recipe.langevin.n_steps,
+            fps=observed.fps,
+            path_steps=samples.path_steps,
+            measures=measures,
+            why_none=why_none,
+            versions=versions(),
+        )
+        record.save(self.folder / MEASURES)
+        write_report(self.folder / REPORT, read_run(self.folder))
+        return record
 
     def picture(self) -> None:
         """Write a contact sheet and a short video of the observed windows and the chains."""
@@ -277,7 +332,7 @@ def _truncate_metrics(path: Path, update: int) -> None:
 def _is_ours(name: str) -> bool:
     """Does a run leave a file or folder of this name, or a killed one such a temporary?"""
     names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard")
-    return name in names or name.startswith(TEMPORARY_PREFIX)
+    return name in names + FINISHED or name.startswith(TEMPORARY_PREFIX)
 
 
 def _refuse_edited(path: Path, stored: Recipe) -> None:
@@ -299,10 +354,16 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote; the checkpoint first, so that no mixture can be resumed."""
     for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4"):
         (folder / name).unlink(missing_ok=True)
+    _remove_finished(folder)
     for sheet in folder.glob("chains/update-*.png"):
         sheet.unlink()
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     remove_leftovers(folder)
+
+
+def _remove_finished(folder: Path) -> None:
+    for name in FINISHED:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _tensorboard(folder: Path) -> Any:

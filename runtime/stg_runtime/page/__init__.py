@@ -1,0 +1,1 @@
+"""The parts of the report: its HTML, style and script."""

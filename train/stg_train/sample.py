@@ -1,0 +1,116 @@
+"""Fresh samples of a learned energy: what `stg-run synthesize` will make of its export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stg_runtime.errors import DivergenceError
+from stg_runtime.langevin import INITIAL, standard_normal
+from stg_runtime.video import to_pixels
+from stg_train.chains import walk
+from stg_train.learn import Learner, depth_at
+
+PATH_STOPS = 10
+PATH_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Videos walked from fresh noise.
+
+    Attributes:
+        videos: uint8, (N, T, H, W, C), margins cut.
+        path: the first video on its way, uint8, (P, F, H, W, C): F evenly spaced frames after each
+            of P numbers of steps.
+        path_steps: those numbers, from 0 (noise) to K (done).
+    """
+
+    videos: NDArray[np.uint8]
+    path: NDArray[np.uint8]
+    path_steps: tuple[int, ...]
+
+
+def sample(learner: Learner, *, count: int, seed: int) -> Samples:
+    """Walk short-run chains from noise that no training chain has seen.
+
+    As long as the prepared clips, with the recipe's K, step and margins, in float32, whatever
+    regime it was learned in. The noise is the runtime's (seed, chain), so that `stg-run synthesize`
+    with the same seed makes the same videos from the exported file, up to rounding.
+
+    Args:
+        learner: its energy is used as it is; nothing of its state changes.
+        count: videos, walked one after the other.
+        seed: of the noise, 0 <= seed < 2^64.
+
+    Raises:
+        DivergenceError: a chain is not finite.
+    """
+    recipe = learner.recipe
+    langevin, margin = recipe.langevin, recipe.output.margin_frames
+    stops = _stops(langevin.n_steps)
+    depth = learner.descriptor.depth
+    # The layers that the last update made learned with, as `load_energy` takes them.
+    learner.descriptor.depth = depth_at(recipe, max(learner.update_count - 1, 0))
+    learner.energy.requires_grad_(False)
+    videos: list[NDArray[np.uint8]] = []
+    path: list[NDArray[np.uint8]] = []
+    try:
+        for chain in range(count):
+            for x in _walk(learner, seed, chain, stops):
+                if not bool(torch.isfinite(x).all()):
+                    raise DivergenceError(
+                        f"a video from fresh noise (seed {seed}, chain {chain}) became non-finite "
+                        f"within {langevin.n_steps} steps; lower langevin.step_size (now "
+                        f"{langevin.step_size:g})"
+                    )
+                last = x[0, :, margin : x.shape[2] - margin]  # (C, T, H, W)
+                if chain == 0:
+                    times = np.linspace(0, last.shape[1] - 1, PATH_FRAMES).round().astype(int)
+                    path.append(_pixels(learner, last[:, times]))
+            videos.append(_pixels(learner, last))
+    finally:
+        learner.descriptor.depth = depth
+        learner.energy.requires_grad_(True)
+    return Samples(np.stack(videos), np.stack(path), tuple(stops))
+
+
+def _stops(n_steps: int) -> list[int]:
+    """0, K, and about `PATH_STOPS` numbers of steps in all between them."""
+    return sorted({round(stop) for stop in np.linspace(0, n_steps, PATH_STOPS + 1)})
+
+
+def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator[Tensor]:
+    """The chain, (1, C, T, H, W), model units, after each number of steps in `stops`."""
+    recipe, device = learner.recipe, learner.device
+    langevin = recipe.langevin
+    frames = recipe.data.frames + 2 * recipe.output.margin_frames
+    shape = (1, learner.observed.pixels.shape[-1], frames, *recipe.data.size)
+
+    def noise(step: int) -> Tensor:
+        values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
+        return torch.from_numpy(values).reshape(shape).to(device)
+
+    x = noise(INITIAL) * langevin.init_std
+    yield x
+    for begin, end in pairwise(stops):
+        x, _ = walk(
+            learner.energy,
+            x,
+            n_steps=end - begin,
+            step_size=langevin.step_size,
+            noise_scale=langevin.noise_scale,
+            draw=lambda step, _, begin=begin: noise(begin + step),  # type: ignore[misc]
+        )
+        yield x
+
+
+def _pixels(learner: Learner, x: Tensor) -> NDArray[np.uint8]:
+    observed = learner.observed
+    return to_pixels(x.float().cpu().contiguous().numpy(), observed.mean, observed.scale)
