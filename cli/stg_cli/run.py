@@ -217,7 +217,7 @@ def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
 
     _, metadata = open_session(model, 1, optimize=False)
     if as_json:
-        print_json(metadata.model_dump(mode="json", exclude={"mean_image"}))
+        print_json(metadata.model_dump(mode="json", exclude={"mean_image", "spot"}))
         return
     free = [axis for axis in "NTHW" if axis in metadata.free_axes]
     a = metadata.step_size**2 / (2 * metadata.reference_std**2)

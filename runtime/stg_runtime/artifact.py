@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from typing import Annotated, Literal
 
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stg_runtime.errors import InputError
+from stg_runtime.spot import Spot
+from stg_runtime.video import to_model
 
 VIDEO = "video"
 ENERGY = "energy"
 ENERGY_GRAD = "energy_grad"
 METADATA_KEY = "stg"
 SCHEMA_VERSION: Literal[1] = 1
+LARGEST_SPOT = 1 << 26  # bytes
 MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 
 Axis = Literal["N", "T", "H", "W"]
@@ -84,7 +88,10 @@ class Metadata(_Strict):
         step_size: delta of the Langevin step, model units.
         noise_scale: factor on the Langevin noise; 1 samples, 0 descends.
         n_steps: Langevin steps it was trained with; also the default at synthesis.
-        init_std: standard deviation of the chain's first noise, model units.
+        init_std: standard deviation of the chain's first noise where that is white, model units.
+        first_noise: "white", or spot noise along "time" or "space-time"; see `stg_runtime.spot`.
+        spot: clips that spot noise is made from, packed, or None; see `pack_spot`.
+        spot_shape: (M, T, H, W) of these clips.
         pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
         mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
         pixel_scale: grey levels per model unit.
@@ -109,6 +116,9 @@ class Metadata(_Strict):
     noise_scale: _NonNegative
     n_steps: _Count
     init_std: _NonNegative
+    first_noise: Literal["white", "time", "space-time"] = "white"
+    spot: str | None = None
+    spot_shape: tuple[_Count, _Count, _Count, _Count] | None = None
     pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
     pixel_scale: _Positive
@@ -143,6 +153,29 @@ class Metadata(_Strict):
             self.mean()
         return self
 
+    @model_validator(mode="after")
+    def _spot_fits(self) -> Metadata:
+        if (self.first_noise != "white") != (self.spot is not None) or (self.spot is None) != (
+            self.spot_shape is None
+        ):
+            raise ValueError("first_noise, spot and spot_shape do not belong together")
+        if self.spot is not None and self.spot_shape is not None:
+            if self.first_noise == "time" and {"H", "W"} & set(self.free_axes):
+                raise ValueError("spot noise along time fixes height and width; they are free axes")
+            size = (self.graph_size.height, self.graph_size.width)
+            if self.first_noise == "time" and self.spot_shape[2:] != size:
+                raise ValueError(f"spot_shape {self.spot_shape} does not fit graph_size {size}")
+            unpack_spot(self.spot, (*self.spot_shape, self.channels))
+        return self
+
+    def spot_noise(self) -> Spot | None:
+        """What first noise is made from, or None for white noise."""
+        if self.spot is None or self.spot_shape is None or self.first_noise == "white":
+            return None
+        pixels = unpack_spot(self.spot, (*self.spot_shape, self.channels))
+        clips = [to_model(clip, self.mean(), self.pixel_scale) for clip in pixels]
+        return Spot(np.stack(clips), self.first_noise)
+
     def mean(self) -> NDArray[np.float32]:
         """Grey levels to add back: float32, (C, 1, 1) or, with a mean image, (C, H, W)."""
         if self.mean_image is None:
@@ -167,18 +200,38 @@ def unpack_mean_image(text: str, shape: tuple[int, int, int]) -> NDArray[np.floa
     Raises:
         ValueError: not such a text, or of another size.
     """
-    expected = 2 * shape[0] * shape[1] * shape[2]
-    inflate = zlib.decompressobj()
-    try:
-        # Bounded: a small hostile text can inflate to gigabytes.
-        data = inflate.decompress(base64.b64decode(text, validate=True), expected + 1)
-    except (zlib.error, ValueError) as error:
-        raise ValueError(f"mean_image is damaged ({error})") from None
-    if len(data) != expected or not inflate.eof:
-        raise ValueError(f"mean_image does not hold {shape[0]}x{shape[1]}x{shape[2]} values")
+    data = _inflate(text, 2 * math.prod(shape), "mean_image")
     levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
     levels /= MEAN_STEPS
     return levels
+
+
+def pack_spot(clips: NDArray[np.uint8]) -> str:
+    """Clips, (M, T, H, W, C), as text: deflated, base64."""
+    return base64.b64encode(zlib.compress(clips.tobytes(), 9)).decode()
+
+
+def unpack_spot(text: str, shape: tuple[int, int, int, int, int]) -> NDArray[np.uint8]:
+    """The inverse of `pack_spot`.
+
+    Raises:
+        ValueError: not such a text, of another size, or larger than `LARGEST_SPOT`.
+    """
+    if math.prod(shape) > LARGEST_SPOT:
+        raise ValueError(f"spot of {shape} is larger than {LARGEST_SPOT} bytes")
+    return np.frombuffer(_inflate(text, math.prod(shape), "spot"), np.uint8).reshape(shape)
+
+
+def _inflate(text: str, size: int, name: str) -> bytes:
+    """Bounded: a small hostile text can inflate to gigabytes."""
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(base64.b64decode(text, validate=True), size + 1)
+    except (zlib.error, ValueError) as error:
+        raise ValueError(f"{name} is damaged ({error})") from None
+    if len(data) != size or not inflate.eof:
+        raise ValueError(f"{name} does not hold {size} bytes")
+    return data
 
 
 def parse_metadata(text: str, source: str) -> Metadata:

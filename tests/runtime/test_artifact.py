@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from stg_runtime.artifact import (
     MEAN_STEPS,
@@ -13,12 +14,15 @@ from stg_runtime.artifact import (
     Parity,
     Size,
     pack_mean_image,
+    pack_spot,
     parse_metadata,
     unpack_mean_image,
+    unpack_spot,
 )
 from stg_runtime.errors import InputError
 
 SHAPE = (3, 20, 24)
+CLIPS = np.random.default_rng(2).integers(0, 256, (2, 5, 4, 3, 3), dtype=np.uint8)
 GRAPH = Size(frames=40, height=20, width=24)
 
 
@@ -69,6 +73,7 @@ def refused(text: str) -> str:
     [
         {},
         {"mean_image": pack_mean_image(mean_image())},
+        {"first_noise": "space-time", "spot": pack_spot(CLIPS), "spot_shape": CLIPS.shape[:4]},
         {"free_axes": (), "noise_scale": 0.0, "init_std": 0.0, "margin_frames": 0},
         {"free_axes": ("N", "T", "H", "W"), "pixel_mean": (1e-30,), "clips": ()},
         {"recipe": 'δ "quoted" \\ \u2028', "precision": "fp16", "parity": ()},
@@ -106,7 +111,7 @@ def test_another_schema_version_is_refused_whatever_else_it_holds(version: objec
 
 
 @pytest.mark.parametrize(
-    "field", sorted(set(Metadata.model_fields) - {"schema_version", "mean_image"})
+    "field", [name for name, field in Metadata.model_fields.items() if field.is_required()]
 )
 def test_a_missing_field_is_refused(field: str) -> None:
     value = json.loads(make().to_json())
@@ -221,7 +226,7 @@ def test_a_zip_bomb_is_refused_in_little_memory() -> None:
 
     bomb = base64.b64encode(zlib.compress(bytes(1 << 28), 9)).decode()
     tracemalloc.start()
-    with pytest.raises(ValueError, match="does not hold 3x20x24"):
+    with pytest.raises(ValueError, match="does not hold 2880 bytes"):
         unpack_mean_image(bomb, SHAPE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -232,3 +237,42 @@ def test_a_zip_bomb_is_refused_in_little_memory() -> None:
 def test_a_mean_image_fixes_height_and_width(axes: list[str]) -> None:
     value = json.loads(make(mean_image=pack_mean_image(mean_image())).to_json())
     assert "fixes height and width" in refused(json.dumps(value | {"free_axes": axes}))
+
+
+def test_spot_clips_come_back_and_others_are_refused() -> None:
+    packed = pack_spot(CLIPS)
+    assert np.array_equal(unpack_spot(packed, CLIPS.shape), CLIPS)
+    for shape in ((2, 5, 4, 3, 4), (1, 5, 4, 3, 3)):
+        with pytest.raises(ValueError, match="does not hold"):
+            unpack_spot(packed, shape)
+    with pytest.raises(ValueError, match="larger than"):
+        unpack_spot(packed, (1 << 20, 5, 4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"spot": None}, "belong together"),
+        ({"first_noise": "white"}, "belong together"),
+        ({"spot_shape": None}, "belong together"),
+        ({"first_noise": "time", "free_axes": ("T",)}, "does not fit graph_size"),
+        ({"first_noise": "time", "free_axes": ("T", "H")}, "fixes height and width"),
+        ({"spot_shape": (2, 5, 4, 4)}, "does not hold"),
+    ],
+)
+def test_a_spot_that_does_not_fit_is_refused(changes: dict[str, Any], says: str) -> None:
+    spot = {"first_noise": "space-time", "spot": pack_spot(CLIPS), "spot_shape": CLIPS.shape[:4]}
+    with pytest.raises(ValidationError, match=says):
+        make(**spot | changes)
+
+
+def test_a_models_spot_noise_has_the_clips_colours() -> None:
+    spot = {"first_noise": "space-time", "spot": pack_spot(CLIPS), "spot_shape": CLIPS.shape[:4]}
+    metadata = make(**spot)
+    noise = metadata.spot_noise()
+    assert noise is not None and make().spot_noise() is None
+    shape = (3, 5, 4, 3)
+    still = np.zeros(noise.noise_size(shape), np.float32)
+    still[1] = 1  # chooses the second clip
+    levels = noise.make(still, shape)[:, 0, 0, 0] * metadata.pixel_scale + metadata.mean().ravel()
+    np.testing.assert_allclose(levels, CLIPS[1].mean((0, 1, 2)), rtol=1e-4)

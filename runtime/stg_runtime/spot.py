@@ -1,0 +1,182 @@
+"""First noise that already has the training clip's covariance: spot noise.
+
+White noise convolved with a clip has the clip's covariance and none of its phases, so that every
+draw is new. A chain that starts there has the right spectrum, contrast and speed before its first
+Langevin step, and the energy is left with what is not Gaussian: edges, shapes, colours that occur
+together. Convolved along time alone, for scenes in which every place has its own behaviour, or
+along space and time, for textures that look alike everywhere.
+
+Source: van Wijk, "Spot noise: texture synthesis for data visualization", SIGGRAPH 1991; Galerne,
+Gousseau, Morel, "Random phase textures: theory and synthesis", IEEE TIP 2011 (there of one image).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stg_runtime.langevin import INITIAL, Float32, standard_normal
+
+Axes = Literal["time", "space-time"]
+Shape = tuple[int, int, int, int]
+Wrap = tuple[bool, bool, bool]
+NO_WRAP: Wrap = (False, False, False)
+
+# The ends of the clip fade, or their jump would put its flat spectrum on top of the clip's.
+FADE_FRAMES = 6
+FADE_PIXELS = 12
+# Along time alone, one noise for the whole frame would weigh every frequency the same everywhere in
+# one draw: each of GRID x GRID overlapping cells has its own.
+GRID = 5
+
+
+class Spot:
+    """Makes first noise from training clips.
+
+    Args:
+        clips: (M, C, T, H, W), model units; each draw follows one of them, taken at random.
+        axes: that the noise is convolved along.
+    """
+
+    def __init__(self, clips: Float32, axes: Axes) -> None:
+        assert clips.ndim == 5
+        self.axes = axes
+        over = (2,) if axes == "time" else (2, 3, 4)
+        self._mean: Float32 = clips.mean(over, keepdims=True)
+        faded = clips - self._mean
+        for axis in over:
+            fade = _fade(clips.shape[axis], FADE_FRAMES if axis == 2 else FADE_PIXELS)
+            faded *= fade.reshape([-1 if i == axis else 1 for i in range(5)])
+        self._clips = faded / np.float32(math.sqrt(math.prod(clips.shape[axis] for axis in over)))
+
+    def noise_size(self, shape: Shape, *, wrap: Wrap = NO_WRAP) -> int:
+        """How many standard normal values `make` takes for a video of `shape`, (C, T, H, W)."""
+        extra = len(self._clips)
+        if self.axes == "space-time":
+            return extra + math.prod(self._torus(shape, wrap))
+        length = shape[1] if wrap[0] else shape[1] + self._clips.shape[2] - 1
+        return extra + GRID * GRID * length
+
+    def make(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
+        """Turn white noise into first noise.
+
+        Args:
+            noise: standard normal, (`noise_size`,); the first M choose the clip.
+            shape: (C, T, H, W) of the video. Along time alone H and W are the clips' own.
+            wrap: for T, H, W: the end runs into the beginning.
+
+        Returns:
+            (C, T, H, W), model units.
+        """
+        count = len(self._clips)
+        clip = int(np.argmax(noise[:count]))
+        mean, spot, rest = self._mean[clip], self._clips[clip], noise[count:]
+        if self.axes == "space-time":
+            torus = self._torus(shape, wrap)
+            spectrum = np.fft.rfftn(_folded(spot, torus), axes=(1, 2, 3))
+            spectrum *= np.fft.rfftn(rest.reshape(torus))
+            whole = np.fft.irfftn(spectrum, s=torus, axes=(1, 2, 3)).astype(np.float32)
+            made = whole[:, : shape[1], : shape[2], : shape[3]]
+        else:
+            assert shape[2:] == spot.shape[2:]
+            made = self._along_time(spot, rest.reshape(GRID * GRID, -1), shape, wrap[0])
+        return np.ascontiguousarray(made + mean, np.float32)
+
+    @staticmethod
+    def _along_time(spot: Float32, noise: Float32, shape: Shape, loop: bool) -> Float32:
+        T, frames = shape[1], spot.shape[1]
+        if loop:
+            noise = np.resize(noise.T, (T + frames - 1, len(noise))).T
+        made = np.zeros(shape, np.float32)
+        rows, columns = _cells(shape[2]), _cells(shape[3])
+        for cell, values in enumerate(noise):
+            down, across = rows[cell // GRID], columns[cell % GRID]
+            ys, xs = np.flatnonzero(down), np.flatnonzero(across)
+            if not len(ys) or not len(xs):
+                continue  # a frame of fewer pixels than cells
+            place = np.s_[:, :, ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+            # (T, frames): frame t is the sum over s of noise[t - s] * spot[s].
+            weights = np.lib.stride_tricks.sliding_window_view(values, frames)[:, ::-1]
+            drawn = np.tensordot(weights, spot[place], (1, 1))  # (T, C, h, w)
+            window = down[ys[0] : ys[-1] + 1, None] * across[None, xs[0] : xs[-1] + 1]
+            made[place] += drawn.transpose(1, 0, 2, 3) * window
+        return made
+
+    def _torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
+        """(T, H, W) that the convolution wraps at; where not asked to, no less than the clip's."""
+        sizes = [
+            size if wraps else _smooth(max(size, own))
+            for size, own, wraps in zip(shape[1:], self._clips.shape[2:], wrap, strict=True)
+        ]
+        return sizes[0], sizes[1], sizes[2]
+
+
+def _fade(size: int, length: int) -> Float32:
+    """1, falling to 0 over `length` values (at most a fifth) at both ends; mean square 1."""
+    length = max(1, min(length, size // 5))
+    rise = np.sin((np.arange(length) + 0.5) / length * np.pi / 2) ** 2
+    fade = np.ones(size)
+    if size >= 5:
+        fade[:length], fade[-length:] = rise, rise[::-1]
+    return np.asarray(fade / np.sqrt((fade**2).mean()), np.float32)
+
+
+def _cells(size: int) -> NDArray[np.float32]:
+    """Weights of GRID overlapping cells of a row, (GRID, size); their squares sum to 1."""
+    place = np.linspace(0, GRID - 1, size) if size > 1 else np.zeros(1)
+    distance = np.abs(place - np.arange(GRID)[:, None])
+    return np.where(distance < 1, np.cos(np.pi / 2 * distance), 0).astype(np.float32)
+
+
+def _folded(spot: Float32, torus: tuple[int, int, int]) -> Float32:
+    """The spot, (C, T, H, W), wrapped around a torus, of any size."""
+    for axis, size in enumerate(torus, start=1):
+        lacking = -spot.shape[axis] % size
+        spot = np.pad(spot, [(0, lacking if i == axis else 0) for i in range(4)])
+        turns = spot.shape[axis] // size
+        spot = spot.reshape(*spot.shape[:axis], turns, size, *spot.shape[axis + 1 :]).sum(axis)
+    return spot
+
+
+def _smooth(size: int) -> int:
+    """The next size with no prime factor above 5, which Fourier transforms are fast at."""
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
+
+
+def first_noise(
+    spot: Spot | None,
+    shape: Shape,
+    *,
+    seed: int,
+    number: int,
+    init_std: float,
+    wrap: Wrap = NO_WRAP,
+) -> Float32:
+    """The first noise of a chain, from the same counted stream on every device.
+
+    Args:
+        spot: None for white noise.
+        shape: (C, T, H, W).
+        seed: of the noise.
+        number: of the chain.
+        init_std: standard deviation of white noise, model units.
+        wrap: see `Spot.make`.
+
+    Returns:
+        (C, T, H, W), model units.
+    """
+    size = math.prod(shape) if spot is None else spot.noise_size(shape, wrap=wrap)
+    noise = standard_normal(size, seed=seed, chain=number, step=INITIAL)
+    if spot is None:
+        return noise.reshape(shape) * np.float32(init_std)
+    return spot.make(noise, shape, wrap=wrap)

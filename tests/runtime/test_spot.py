@@ -1,0 +1,108 @@
+"""First noise with a clip's covariance: laws that hold exactly, as it is linear in the noise."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stg_runtime import spot as module
+from stg_runtime.langevin import standard_normal
+from stg_runtime.spot import Axes, Spot, Wrap, first_noise
+
+RNG = np.random.default_rng(5)
+CLIP = RNG.standard_normal((1, 2, 7, 6, 5)).astype(np.float32) + 3
+SHAPE = (2, 9, 6, 5)
+
+
+def matrix(spot: Spot, shape: tuple, wrap: Wrap) -> NDArray[np.float64]:
+    """What each value of noise adds, (values of the video, values of noise)."""
+    size = spot.noise_size(shape, wrap=wrap)
+    still = spot.make(np.zeros(size, np.float32), shape, wrap=wrap).ravel()
+    rows = [spot.make(one, shape, wrap=wrap).ravel() - still for one in np.eye(size, dtype="f")]
+    return np.stack(rows, 1).astype(float)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+@pytest.mark.parametrize("wrap", [(False,) * 3, (True,) * 3])
+def test_the_mean_is_the_clips(axes: Axes, wrap: Wrap) -> None:
+    spot = Spot(CLIP, axes)
+    made = spot.make(np.zeros(spot.noise_size(SHAPE, wrap=wrap), np.float32), SHAPE, wrap=wrap)
+    over = 2 if axes == "time" else (2, 3, 4)
+    np.testing.assert_allclose(
+        made, np.broadcast_to(CLIP.mean(over, keepdims=True)[0], SHAPE), rtol=1e-5
+    )
+
+
+def test_covariance_along_time_is_the_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRID", 1)  # one noise for all places: the covariances are exact
+    monkeypatch.setattr(module, "_fade", lambda size, length: np.ones(size, np.float32))
+    A = matrix(Spot(CLIP, "time"), SHAPE, (False,) * 3)
+    found = (A @ A.T).reshape(*SHAPE, *SHAPE)
+    u = (CLIP - CLIP.mean(2, keepdims=True))[0].astype(float)
+    for lag in range(7):
+        # Between channels, and between places, as in the clip; the same at every time.
+        expected = np.einsum("cthw,dtij->chwdij", u[:, lag:], u[:, : 7 - lag]) / 7
+        for t in range(9 - lag):
+            np.testing.assert_allclose(found[:, t + lag, :, :, :, t], expected, atol=1e-5)
+    assert np.abs(found[:, 8, :, :, :, 1]).max() < 1e-6  # beyond the clip's length: none
+
+
+def test_cells_leave_variances_and_weaken_only_distant_covariances() -> None:
+    A = matrix(Spot(CLIP, "time"), SHAPE, (False,) * 3)
+    found = (A @ A.T).reshape(*SHAPE, *SHAPE)[:, 4, :, :, :, 4]
+    u = Spot(CLIP, "time")._clips[0].astype(float)
+    full = np.einsum("cthw,dtij->chwdij", u, u)
+    variance = np.einsum("chwchw->chw", found)
+    np.testing.assert_allclose(variance, np.einsum("chwchw->chw", full), rtol=1e-4)
+    share = found / full
+    assert share.max() < 1 + 1e-3 and share.min() > -1e-3
+    assert np.abs(share[0, 0, 0, 0, 5, 4]) < 1e-3  # opposite corners
+
+
+def test_covariance_along_space_and_time_depends_on_the_distance_alone() -> None:
+    shape = (2, 4, 6, 5)
+    A = matrix(Spot(CLIP, "space-time"), shape, (True,) * 3)
+    found = (A @ A.T).reshape(*shape, *shape)
+    u = module._folded(Spot(CLIP, "space-time")._clips[0], shape[1:]).astype(float)
+    for shift in [(0, 0, 0), (1, 0, 0), (0, 2, 1), (3, 5, 4)]:
+        expected = np.einsum("cthw,dthw->cd", np.roll(u, [-step for step in shift], (1, 2, 3)), u)
+        for place in [(0, 0, 0), (2, 3, 1)]:
+            there = tuple((a + b) % n for a, b, n in zip(place, shift, shape[1:], strict=True))
+            pair = found[(slice(None), *there, slice(None), *place)]
+            np.testing.assert_allclose(pair, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+def test_a_loop_is_periodic(axes: Axes) -> None:
+    shape = (2, 5, 6, 5)
+    A = matrix(Spot(CLIP, axes), shape, (True, False, False)).reshape(*shape, -1)
+
+    # The covariance of frames is the same one step on, around the end too.
+    def covariance(t: int, s: int) -> NDArray[np.float64]:
+        return A[:, t].reshape(-1, A.shape[-1]) @ A[:, s].reshape(-1, A.shape[-1]).T
+
+    for t in range(5):
+        np.testing.assert_allclose(
+            covariance((t + 1) % 5, t), covariance(1, 0), atol=1e-5 * np.abs(covariance(0, 0)).max()
+        )
+
+
+def test_every_number_and_seed_is_another_and_clips_are_all_taken() -> None:
+    clips = np.concatenate([CLIP, -2 * CLIP, CLIP * 0 + 9])
+    spot = Spot(clips, "time")
+    made = [
+        first_noise(spot, SHAPE, seed=seed, number=number, init_std=1.0)
+        for seed in range(4)
+        for number in range(8)
+    ]
+    assert len({video.tobytes() for video in made if video.std() > 0.5}) > 15
+    # Means of the three clips: 3, -6 and, still, 9.
+    taken = {round(float(video.mean()) / 3) for video in made}
+    assert taken == {1, -2, 3}
+    again = first_noise(spot, SHAPE, seed=3, number=7, init_std=1.0)
+    assert np.array_equal(again, made[-1])
+
+
+def test_without_a_spot_it_is_the_white_noise_of_the_conventions() -> None:
+    made = first_noise(None, SHAPE, seed=1, number=2, init_std=0.5)
+    noise = standard_normal(made.size, seed=1, chain=2, step=0)
+    assert np.array_equal(made.ravel(), noise * np.float32(0.5))
