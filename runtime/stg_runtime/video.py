@@ -149,6 +149,41 @@ def count_clips(path: Path) -> int:
     return array.shape[0] if array.ndim == 5 else 1
 
 
+def iter_frames(
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    clip: int | None = None,
+) -> Iterator[Frames]:
+    """The frames of a video one after another, uint8, (H, W, 3) each; see `read_clip`.
+
+    Raises:
+        InputError: while iterating, where the path cannot be read as a video.
+    """
+    _check_options(path, size, None, 0, crop)
+    for image in _open(path, clip)[0]:
+        yield np.asarray(_prepare(image, path, size, crop))
+
+
+def frame_rate(path: Path, clip: int | None = None) -> float:
+    """Frames per second that `read_clip` gives for a path.
+
+    Raises:
+        InputError: no such path, or an empty file.
+    """
+    return _open(path, clip)[1]
+
+
+def count_frames(path: Path, clip: int | None = None) -> int:
+    """How many frames a path holds; a video file is decoded to its end to be sure.
+
+    Raises:
+        InputError: the path cannot be read as a video.
+    """
+    return sum(1 for _ in _open(path, clip)[0])
+
+
 def _open(path: Path, clip: int | None) -> tuple[Iterator[Image], float]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")

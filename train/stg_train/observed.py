@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -15,7 +19,16 @@ from torch import Tensor
 
 from stg_runtime.artifact import MEAN_STEPS
 from stg_runtime.errors import InputError
-from stg_runtime.video import count_clips, read_clip, to_model
+from stg_runtime.video import (
+    Frames,
+    count_clips,
+    count_frames,
+    frame_rate,
+    iter_frames,
+    read_clip,
+    to_model,
+)
+from stg_train.align import align, aligned_frames
 from stg_train.recipe import Data, Pixels
 
 _log = logging.getLogger(__name__)  # warnings reach stderr without any set-up
@@ -26,7 +39,7 @@ class Observed:
     """The training clips, of one size, and how their pixels become model units.
 
     Attributes:
-        pixels: uint8, (M, T, H, W, C), grey levels.
+        pixels: uint8, (M, T, H, W, C), grey levels; of a run, mapped from its observed.npy.
         fps: frames per second of the first video.
         mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
         scale: grey levels per model unit.
@@ -39,7 +52,18 @@ class Observed:
 
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each clip's bytes."""
-        return tuple(hashlib.sha256(clip.tobytes()).hexdigest() for clip in self.pixels)
+        return self._hashes
+
+    @cached_property
+    def _hashes(self) -> tuple[str, ...]:
+        # Frame by frame: a mapped clip is never copied as a whole.
+        found = []
+        for clip in self.pixels:
+            digest = hashlib.sha256()
+            for frame in clip:
+                digest.update(np.ascontiguousarray(frame).data)
+            found.append(digest.hexdigest())
+        return tuple(found)
 
     def windows(self, clips: Sequence[int], starts: Sequence[int], frames: int) -> Tensor:
         """Windows of some clips in model units, (len(clips), C, frames, H, W), float32."""
@@ -50,33 +74,116 @@ class Observed:
         return torch.from_numpy(np.stack(cut))
 
 
-def read_observed(data: Data, pixels: Pixels) -> Observed:
+def read_observed(data: Data, pixels: Pixels, file: BinaryIO | None = None) -> Observed:
     """Decode, crop, resize and cut every video of a recipe.
 
+    The clips go frame by frame into a file and are mapped from there, so that memory does not grow
+    with their number.
+
+    Args:
+        data: which videos, and how they are cut.
+        pixels: how they become model units.
+        file: where to, an .npy open for writing and reading; None for a file that goes away with
+            the result.
+
     Raises:
-        InputError: a video that cannot be read, is too short, or does not move at all.
+        InputError: a video that cannot be read, is too short, or does not move at all; videos that
+            cannot be aligned.
     """
-    clips = [
-        read_clip(
-            Path(video),
-            size=data.size,
-            frames=data.frames,
-            start=data.start,
-            crop=data.crop,
-            clip=clip,
-        )
-        for video in data.videos
-        for clip in range(count_clips(Path(video)))
+    if file is None:
+        with tempfile.TemporaryFile() as own:
+            return read_observed(data, pixels, cast(BinaryIO, own))
+    fps = prepare_clips(data, file)
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    stack = np.memmap(file, np.uint8, "r", file.tell(), shape)
+    return scale_observed(stack, fps, pixels)
+
+
+def prepare_clips(data: Data, file: BinaryIO) -> float:
+    """Write a recipe's clips as an .npy, uint8, (M, T, H, W, 3), one frame in memory at a time.
+
+    Returns:
+        Frames per second of the first video.
+
+    Raises:
+        InputError: see `read_observed`; the disk is full.
+    """
+    sources = [
+        (Path(video), clip) for video in data.videos for clip in range(count_clips(Path(video)))
     ]
-    rates = sorted({clip.fps for clip in clips})
-    if len(rates) > 1:
+    shape = (len(sources) * (data.windows or 1), data.frames, *data.size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    begin, frame_bytes = file.tell(), 3 * data.size[0] * data.size[1]
+
+    def put(clip: int, t: int, frame: Frames) -> None:
+        file.seek(begin + (clip * data.frames + t) * frame_bytes)
+        file.write(np.ascontiguousarray(frame).data)
+
+    paths = [path for path, _ in sources]
+    rates = [frame_rate(path, clip) for path, clip in sources]
+    if data.align:
+        several = [path for path, clip in sources if clip > 0]
+        if several:
+            raise InputError(f"{several[0]}: --align takes videos, not an .npy of several clips")
+        found = align(paths, size=data.size, frames=data.frames, start=data.start, crop=data.crop)
+        for number, (path, alignment) in enumerate(zip(paths, found, strict=True)):
+            cut = aligned_frames(path, alignment, size=data.size, crop=data.crop)
+            for t, frame in enumerate(cut):
+                put(number, t, frame)
+    elif data.windows is not None:
+        for number, (path, clip) in enumerate(sources):
+            _cut_windows(data, path, clip, number * data.windows, put)
+    else:
+        for number, (path, clip) in enumerate(sources):
+            whole = read_clip(
+                path,
+                size=data.size,
+                frames=data.frames,
+                start=data.start,
+                crop=data.crop,
+                clip=clip,
+            )
+            for t, frame in enumerate(whole.frames):
+                put(number, t, frame)
+    file.flush()
+    if len(set(rates)) > 1:
         _log.warning(
             "warning: the clips play at %s frames/s; all are taken frame by frame, and the model "
             "keeps the first one's, %g",
-            ", ".join(f"{rate:g}" for rate in rates),
-            clips[0].fps,
+            ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
+            rates[0],
         )
-    return scale_observed(np.stack([clip.frames for clip in clips]), clips[0].fps, pixels)
+    return rates[0]
+
+
+def window_starts(total: int, count: int, frames: int) -> list[int]:
+    """First frames of `count` windows of `frames`, evenly spaced over `total` frames."""
+    last = total - frames
+    return [round(i * last / max(count - 1, 1)) for i in range(count)]
+
+
+def _cut_windows(
+    data: Data, path: Path, clip: int, first: int, put: Callable[[int, int, Frames], None]
+) -> None:
+    """Cut `data.windows` clips out of one video, in one pass over it."""
+    assert data.windows is not None
+    total = count_frames(path, clip) - data.start
+    needed = data.frames + data.windows - 1
+    if total < needed:
+        raise InputError(
+            f"{path}: {max(total, 0)} frames from frame {data.start} on; --windows {data.windows} "
+            f"of {data.frames} frames need at least {needed}; pass fewer --windows or --frames"
+        )
+    starts = window_starts(total, data.windows, data.frames)
+    for number, frame in enumerate(iter_frames(path, size=data.size, crop=data.crop, clip=clip)):
+        here = number - data.start
+        # Windows may overlap: a frame belongs to each that it lies in.
+        low = bisect.bisect_left(starts, here - data.frames + 1)
+        for i in range(low, bisect.bisect_right(starts, here)):
+            put(first + i, here - starts[i], frame)
 
 
 def scale_observed(stack: NDArray[np.uint8], fps: float, pixels: Pixels) -> Observed:

@@ -24,6 +24,7 @@ _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Extent = _Count | Literal["full"]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,6 +53,16 @@ class Data(_Section):
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
     batch: _Count = 8
+    windows: _Count | None = None
+    align: bool = False
+
+    @model_validator(mode="after")
+    def _windows_or_align(self) -> Data:
+        if self.align and self.windows is not None:
+            raise ValueError(
+                "--windows and --align exclude each other: alignment takes one clip from each video"
+            )
+        return self
 
     @model_validator(mode="after")
     def _window_fits(self) -> Data:
@@ -69,7 +80,7 @@ class Layer(_Section):
     """One convolution and ReLU; see `ConvSpec`."""
 
     filters: _Count
-    kernel: tuple[_Count, _Count | Literal["full"], _Count | Literal["full"]]
+    kernel: tuple[_Extent, _Extent, _Extent]
     stride: tuple[_Count, _Count, _Count]
     padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
 
@@ -200,9 +211,11 @@ class Recipe(_Section):
     """A whole recipe; the sections are the tables of its TOML file.
 
     Attributes:
-        precision: of the convolutions in training: "fp32", "bf16" (weights stay float32), or
-            "auto", bf16 where the processor multiplies it natively.
+        precision: of the convolutions in training: "fp32", "tf32" (GPUs), "bf16" (weights stay
+            float32), or "auto", bf16 where the processor multiplies it natively.
         device: "auto", "cpu", "cuda" or "cuda:i".
+        compile: let torch.compile translate the energy that the chains walk on, a minute or so
+            before the first update; it needs a C++ compiler, and Triton on a GPU.
         threads: processor threads; None for all this process may use.
     """
 
@@ -210,8 +223,9 @@ class Recipe(_Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     threads: _Count | None = None
+    compile: bool = False
     data: Data
     network: Network
     pixels: Pixels = Pixels()
