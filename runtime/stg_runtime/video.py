@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stg_runtime import cdnet
 from stg_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def read_clip(
     clip: int | None = None,
 ) -> Clip:
     """Read a video file, an image, a folder of images (in natural order), or a uint8 array file.
+
+    A folder in the layout of CDnet 2014 is the video of its `input/`; see `stg_runtime.cdnet`.
 
     Decoding stops after the last frame needed, and each frame is reduced as it is decoded.
 
@@ -188,7 +191,8 @@ def _open(path: Path, clip: int | None) -> tuple[Iterator[Image], float]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _images(path, _image_names(path)), DEFAULT_FPS
+        names = cdnet.frame_paths(path) if cdnet.is_cdnet(path) else _image_names(path)
+        return _images(path, names), DEFAULT_FPS
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     if path.suffix.lower() == ".npy":
