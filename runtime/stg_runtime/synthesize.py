@@ -98,8 +98,10 @@ def plan(
 
 
 def _way_out(metadata: Metadata, axis: str) -> str:
-    if axis == "T" or "T" not in metadata.free_axes:
+    if not metadata.free_axes:
         return "export the run again without --static"
+    if axis == "T":
+        return "train with that many --frames (its network is full in time)"
     return "train with a recipe that is convolutional in space (recipe st)"
 
 

@@ -75,6 +75,8 @@ def records(folder: Path) -> list[dict[str, float]]:
 def same_up_to_rounding(one: Path, other: Path) -> None:
     left, right = records(one), records(other)
     assert [record["update"] for record in left] == [record["update"] for record in right]
+    # The first update differs by the order of sums only; what follows grows out of that.
+    assert left[0]["grad_norm"] == pytest.approx(right[0]["grad_norm"], rel=1e-5)
     for a, b in zip(left, right, strict=True):
         for key in ("response_observed", "response_synthesized", "grad_norm", "chain_std"):
             assert a[key] == pytest.approx(b[key], rel=1e-3), (a["update"], key)
@@ -84,7 +86,8 @@ def same_up_to_rounding(one: Path, other: Path) -> None:
         assert change < 5e-3, (name, change)  # Adam amplifies rounding where gradients are small
     assert first.tensors["chains"].shape == second.tensors["chains"].shape
     difference = (first.tensors["chains"] - second.tensors["chains"]).std()
-    assert float(difference / first.tensors["chains"].std()) < 1e-2
+    # Chains of other noise would differ by about as much as they vary.
+    assert float(difference / first.tensors["chains"].std()) < 5e-2
 
 
 @pytest.mark.parametrize("regime", ["short-run", "persistent"])
