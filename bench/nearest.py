@@ -2,12 +2,12 @@
 
     python bench/nearest.py RUN SYNTHESIZED... [--json OUT.json]
 
-For each synthesized clip: the nearest training clip and the root mean square difference to it, frame
-by frame, over all pixels and colours. To compare with: how far each training clip is from the
-nearest other one; how far the training clips' average is from its nearest clip (a blend of all, which
-is new and worthless, is about that far); and how far synthesized clips are from each other (0: the
-noise makes no difference). A clip much nearer to a training clip than training clips are to each
-other is a copy, and is named so.
+For each synthesized clip: the nearest training clip and the root mean square difference to it,
+frame by frame, over all pixels and colours. To compare with: how far each training clip is from the
+nearest other one; how far the training clips' average is from its nearest clip (a blend of all,
+which is new and worthless, is about that far); and how far synthesized clips are from each other
+(0: the noise makes no difference). A clip much nearer to a training clip than training clips are to
+each other is a copy, and is named so.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def main() -> None:
             for clip in range(count_clips(path))
         ]
     )
+    margin = (observed.shape[1] - new.shape[1]) // 2  # cut from synthesized clips
+    observed = observed[:, margin : observed.shape[1] - margin]
     if new.shape[1:] != observed.shape[1:]:
         parser.error(f"clips of {new.shape[1:]}; the training clips have {observed.shape[1:]}")
     found = distances(np.asarray(observed), new)

@@ -45,7 +45,10 @@ def synthesize(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", metavar="OUT", help=".mp4, .webm, .gif, .npy, .png (one frame), or a folder of PNGs."
+            "-o",
+            "--output",
+            metavar="OUT",
+            help=".mp4, .webm, .gif, .npy, .png (one frame), or a folder of PNGs.",
         ),
     ],
     count: Annotated[

@@ -59,8 +59,11 @@ def export_run(
         for axis in _AXES
         if axis in descriptor.free_axes and not (mean_image and axis in ("H", "W"))
     )
-    margin = recipe.output.margin_frames if "T" in free else 0
-    wanted = (frames or recipe.data.frames, *(size or recipe.data.size))
+    margin, length = recipe.output.margin_frames, recipe.data.frames
+    if "T" not in free:  # full in time: the margins are cut from the trained length
+        margin = min(margin, (trained[0] - 1) // 2)
+        length = trained[0] - 2 * margin
+    wanted = (frames or length, *(size or recipe.data.size))
     layers = recipe.network.specs()[: descriptor.depth]
     smallest = [
         least if axis in free else fixed
@@ -72,8 +75,8 @@ def export_run(
         if name not in free and needed != trained[axis]:
             if (frames, size)[min(axis, 1)] is not None:
                 raise InputError(
-                    f"{folder}: its network is fixed to {AXES[axis]} {trained[axis]}; got "
-                    f"{wanted[axis]}. Leave the option out, or train again at that size"
+                    f"{folder}: its network is fixed to {AXES[axis]} "
+                    f"{trained[axis] - needed + wanted[axis]}; got {wanted[axis]}. Leave the option out, or train again at that size"
                 )
             needed = trained[axis]
         if needed < smallest[axis]:

@@ -94,7 +94,9 @@ def labels(folder: Path, *, start: int = 0, frames: int | None = None) -> NDArra
         )
     paths = _numbered(folder / "groundtruth", "gt")
     if len(paths) < stop:
-        raise InputError(f"{folder}: groundtruth/ ends at frame {len(paths) - 1}, before {stop - 1}")
+        raise InputError(
+            f"{folder}: groundtruth/ ends at frame {len(paths) - 1}, before {stop - 1}"
+        )
     found = []
     for path in paths[start:stop]:
         levels = _levels(path)

@@ -40,7 +40,9 @@ def test_an_image_becomes_a_texture_of_any_size(tmp_path: Path) -> None:
     folder = run(*make, tmp_path / "folder")
     assert folder.returncode == 0 and len(list((tmp_path / "folder").iterdir())) == 1
     refused = run(*make, tmp_path / "long.png", "--frames", 3)
-    assert refused.returncode == 2 and "a .png holds one frame, and the video has 3" in refused.stderr
+    assert (
+        refused.returncode == 2 and "a .png holds one frame, and the video has 3" in refused.stderr
+    )
     assert not (tmp_path / "long.png").exists()
 
 
@@ -53,11 +55,11 @@ def test_an_action_from_aligned_clips(tmp_path: Path) -> None:
         bar &= np.abs(y - 20) < 15
         np.save(tmp_path / f"{name}.npy", (bar[..., None] * np.array(colour)).astype(np.uint8))
     clips = (tmp_path / "a.npy", tmp_path / "b.npy")
-    action = ("--recipe", "action", "--size", "16x32", "--frames", 12, "--updates", 2, "--align")
+    action = ("--recipe", "action", "--size", "16x32", "--frames", 16, "--updates", 2, "--align")
     trained = run("stg-train", *clips, "-o", tmp_path / "run", *action)
     assert trained.returncode == 0, trained.stderr
     observed = np.load(tmp_path / "run" / "observed.npy")
-    assert observed.shape == (2, 12, 16, 32, 3)
+    assert observed.shape == (2, 16, 16, 32, 3)
     # In step: where one bar is, the other is, in its own colour.
     there = [clip.max(-1) > 30 for clip in observed]
     assert (there[0] & there[1]).sum() > 0.8 * (there[0] | there[1]).sum()
@@ -67,7 +69,7 @@ def test_an_action_from_aligned_clips(tmp_path: Path) -> None:
     make = ("stg-run", "synthesize", model, "-o", tmp_path / "new.npy", "-n", 2, "--seed", 1)
     assert run(*make).returncode == 0
     new = np.load(tmp_path / "new.npy")
-    assert new.shape == (2, 12, 16, 32, 3)
+    assert new.shape == (2, 12, 16, 32, 3)  # a cycle: two frames are cut at each end
     longer = run(*make, "--frames", 13, "--overwrite")
     assert longer.returncode == 2
     assert "this model makes 12 only" in longer.stderr and "full in time" in longer.stderr

@@ -197,7 +197,8 @@ class Output(_Section):
 
     Attributes:
         margin_frames: frames synthesized beyond each end of a video and cut, because zero padding
-            in time makes the ends pale; about the receptive field's reach.
+            in time makes the ends pale; about the receptive field's reach. A network that is full
+            in time has a fixed length, and a video is shorter than the clips by the margins.
         checkpoint_every: updates between checkpoints.
         sheet_every: updates between contact sheets and videos of the chains.
     """
