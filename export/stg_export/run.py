@@ -76,7 +76,8 @@ def export_run(
             if (frames, size)[min(axis, 1)] is not None:
                 raise InputError(
                     f"{folder}: its network is fixed to {AXES[axis]} "
-                    f"{trained[axis] - needed + wanted[axis]}; got {wanted[axis]}. Leave the option out, or train again at that size"
+                    f"{trained[axis] - needed + wanted[axis]}; got {wanted[axis]}. "
+                    "Leave the option out, or train again at that size"
                 )
             needed = trained[axis]
         if needed < smallest[axis]:

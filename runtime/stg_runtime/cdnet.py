@@ -97,7 +97,7 @@ def labels(folder: Path, *, start: int = 0, frames: int | None = None) -> NDArra
         raise InputError(
             f"{folder}: groundtruth/ ends at frame {len(paths) - 1}, before {stop - 1}"
         )
-    found = []
+    found: list[NDArray[np.uint8]] = []
     for path in paths[start:stop]:
         levels = _levels(path)
         if found and levels.shape != found[0].shape:

@@ -11,7 +11,7 @@ from support import run
 from stg_runtime.video import read_clip
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from nearest import distances  # noqa: E402
+from nearest import distances
 
 
 def test_an_image_becomes_a_texture_of_any_size(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ N, H, W = 6, 12, 20
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """A square that crosses a scene, its edge unknown, a shadow below it; frames 3 to 5 labelled."""
+    """A square that crosses a scene, its edge unknown, a shadow below; frames 3 to 5 labelled."""
     folder = tmp_path / "highway"
     (folder / "input").mkdir(parents=True)
     (folder / "groundtruth").mkdir()
@@ -79,7 +79,7 @@ def test_without_a_temporal_region_all_frames_are_labelled(scene: Path) -> None:
     [(0, 3), (2, 4), (5, 1), (99, 1)],
 )
 def test_frames_without_labels_are_refused(scene: Path, start: int, frames: int) -> None:
-    with pytest.raises(InputError, match="2 to 4 are labelled.*--start 2"):
+    with pytest.raises(InputError, match=r"2 to 4 are labelled.*--start 2"):
         hidden_mask(scene, start=start, frames=frames)
 
 
@@ -87,17 +87,17 @@ def test_damage_is_named(scene: Path) -> None:
     label = scene / "groundtruth" / "gt000004.png"
     good = label.read_bytes()
     Image.fromarray(np.full((H, W), 7, np.uint8)).save(label)
-    with pytest.raises(InputError, match="gt000004.png: holds the level 7"):
+    with pytest.raises(InputError, match=r"gt000004.png: holds the level 7"):
         hidden_mask(scene, start=2)
     Image.fromarray(np.zeros((H, W + 1), np.uint8)).save(label)
     with pytest.raises(InputError, match="12x21, the ones before are 12x20"):
         hidden_mask(scene, start=2)
     label.write_bytes(good[:20])
-    with pytest.raises(InputError, match="gt000004.png: not a readable image"):
+    with pytest.raises(InputError, match=r"gt000004.png: not a readable image"):
         hidden_mask(scene, start=2)
     label.write_bytes(good)
     (scene / "temporalROI.txt").write_text("five")
-    with pytest.raises(InputError, match="temporalROI.txt: expected two frame numbers"):
+    with pytest.raises(InputError, match=r"temporalROI.txt: expected two frame numbers"):
         hidden_mask(scene, start=2)
     (scene / "temporalROI.txt").write_text("3 5")
     (scene / "input" / "in000002.jpg").unlink()

@@ -132,7 +132,7 @@ def test_what_cannot_be_aligned_is_refused(
 def test_a_busy_border_is_refused(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (T, H, W, 3)).astype(np.uint8)
     [path] = save(tmp_path, clip=noise)
-    with pytest.raises(InputError, match="border is not of one colour.*--crop"):
+    with pytest.raises(InputError, match=r"border is not of one colour.*--crop"):
         align([path], size=(30, 40), frames=PERIOD)
 
 
