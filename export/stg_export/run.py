@@ -53,7 +53,8 @@ def export_run(
     trained = (recipe.data.trained_frames, *recipe.data.size)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Descriptor)
-    mean_image = checkpoint.mean.shape[1:] != (1, 1)  # belongs to every pixel: locks H and W
+    # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
+    mean_image = checkpoint.mean.shape[-2:] != (1, 1)
     free: tuple[Axis, ...] = tuple(
         axis
         for axis in _AXES
@@ -89,7 +90,7 @@ def export_run(
     free_axes: tuple[Axis, ...] = () if static else ("N", *free)
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
-    means = tuple(float(mean) for mean in checkpoint.mean.mean((1, 2)))
+    means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
@@ -103,6 +104,7 @@ def export_run(
                 init_std=recipe.langevin.init_std,
                 pixel_mean=means,
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
+                mean_per_frame=checkpoint.mean.ndim == 4,
                 pixel_scale=checkpoint.scale,
                 size=Size(frames=graph[0] - 2 * margin, height=graph[1], width=graph[2]),
                 margin_frames=margin,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from typing import Annotated, Literal
 
@@ -74,6 +75,7 @@ class Metadata(_Strict):
         init_std: standard deviation of the chain's first noise, model units.
         pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
         mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
+        mean_per_frame: `mean_image` holds one image for each frame of the graph, a mean video.
         pixel_scale: grey levels per model unit.
         size: default size of a synthesized video, after the margins are cut.
         margin_frames: frames synthesized beyond each end and cut, because the network pads there.
@@ -98,6 +100,7 @@ class Metadata(_Strict):
     init_std: _NonNegative
     pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
+    mean_per_frame: bool = False
     pixel_scale: _Positive
     size: Size
     margin_frames: Annotated[int, Field(ge=0)]
@@ -131,14 +134,22 @@ class Metadata(_Strict):
         if self.mean_image is not None:
             if {"H", "W"} & set(self.free_axes):
                 raise ValueError("a mean image fixes height and width, but they are free axes")
+            if self.mean_per_frame and "T" in self.free_axes:
+                raise ValueError("a mean video fixes the number of frames, but T is a free axis")
             self.mean()
         return self
 
     def mean(self) -> NDArray[np.float32]:
-        """Grey levels to add back: float32, (C, 1, 1) or, with a mean image, (C, H, W)."""
+        """Grey levels to add back, float32.
+
+        Returns:
+            (C, 1, 1); with a mean image (C, H, W); with a mean video (C, T, H, W), T frames of the
+            graph.
+        """
         if self.mean_image is None:
             return np.array(self.pixel_mean, np.float32).reshape(-1, 1, 1)
-        shape = (self.channels, self.graph_size.height, self.graph_size.width)
+        frames = (self.graph_size.frames,) if self.mean_per_frame else ()
+        shape = (self.channels, *frames, self.graph_size.height, self.graph_size.width)
         return unpack_mean_image(self.mean_image, shape)
 
     def to_json(self) -> str:
@@ -147,18 +158,21 @@ class Metadata(_Strict):
 
 
 def pack_mean_image(mean: NDArray[np.float32]) -> str:
-    """A mean image, (C, H, W), grey levels, as text: 16-bit 1/256 grey levels, deflated, base64."""
+    """A mean image, (C, H, W), or video, (C, T, H, W), grey levels, as text.
+
+    16-bit 1/256 grey levels, deflated, base64.
+    """
     steps = np.rint(mean * MEAN_STEPS).astype("<u2")
     return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
 
 
-def unpack_mean_image(text: str, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def unpack_mean_image(text: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `pack_mean_image`.
 
     Raises:
         ValueError: not such a text, or of another size.
     """
-    expected = 2 * shape[0] * shape[1] * shape[2]
+    expected = 2 * math.prod(shape)
     inflate = zlib.decompressobj()
     try:
         # Bounded: a small hostile text can inflate to gigabytes.
@@ -166,7 +180,7 @@ def unpack_mean_image(text: str, shape: tuple[int, int, int]) -> NDArray[np.floa
     except (zlib.error, ValueError) as error:
         raise ValueError(f"mean_image is damaged ({error})") from None
     if len(data) != expected or not inflate.eof:
-        raise ValueError(f"mean_image does not hold {shape[0]}x{shape[1]}x{shape[2]} values")
+        raise ValueError(f"mean_image does not hold {'x'.join(map(str, shape))} values")
     levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
     levels /= MEAN_STEPS
     return levels

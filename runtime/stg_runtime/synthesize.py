@@ -134,7 +134,10 @@ def synthesize(
     walk(chains, metadata, job, numbers=[number], progress=progress)
     x = chains.read()
     kept = x[0, :, job.margin : x.shape[2] - job.margin]
-    return to_pixels(kept, metadata.mean(), metadata.pixel_scale)
+    mean = metadata.mean()
+    if mean.ndim == 4:  # one image for each frame of the walk
+        mean = mean[:, job.margin : x.shape[2] - job.margin]
+    return to_pixels(kept, mean, metadata.pixel_scale)
 
 
 def walk(

@@ -389,7 +389,7 @@ def to_model(frames: Frames, mean: NDArray[np.float32], scale: float) -> NDArray
 
     Args:
         frames: uint8, (T, H, W, C).
-        mean: grey levels, (C, 1, 1) or (C, H, W).
+        mean: grey levels, (C, 1, 1), (C, H, W), or one image per frame, (C, T, H, W).
         scale: grey levels per model unit.
 
     Returns:
@@ -397,7 +397,8 @@ def to_model(frames: Frames, mean: NDArray[np.float32], scale: float) -> NDArray
     """
     x = np.empty((frames.shape[3], *frames.shape[:3]), np.float32)
     for t, frame in enumerate(frames):
-        np.subtract(frame.transpose(2, 0, 1), mean, out=x[:, t])
+        image = mean[:, t] if mean.ndim == 4 else mean
+        np.subtract(frame.transpose(2, 0, 1), image, out=x[:, t])
         x[:, t] /= np.float32(scale)
     return x
 
@@ -407,7 +408,7 @@ def to_pixels(x: NDArray[np.float32], mean: NDArray[np.float32], scale: float) -
 
     Args:
         x: (C, T, H, W), model units, finite.
-        mean: grey levels, (C, 1, 1) or (C, H, W).
+        mean: grey levels, (C, 1, 1), (C, H, W), or one image per frame, (C, T, H, W).
         scale: grey levels per model unit.
 
     Returns:
@@ -415,7 +416,7 @@ def to_pixels(x: NDArray[np.float32], mean: NDArray[np.float32], scale: float) -
     """
     frames = np.empty((*x.shape[1:], x.shape[0]), np.uint8)
     for t in range(x.shape[1]):
-        levels = x[:, t] * np.float32(scale) + mean
+        levels = x[:, t] * np.float32(scale) + (mean[:, t] if mean.ndim == 4 else mean)
         np.rint(levels, out=levels)
         np.clip(levels, 0, 255, out=levels)
         frames[t] = levels.transpose(1, 2, 0)

@@ -106,7 +106,7 @@ def test_another_schema_version_is_refused_whatever_else_it_holds(version: objec
 
 
 @pytest.mark.parametrize(
-    "field", sorted(set(Metadata.model_fields) - {"schema_version", "mean_image"})
+    "field", sorted(set(Metadata.model_fields) - {"schema_version", "mean_image", "mean_per_frame"})
 )
 def test_a_missing_field_is_refused(field: str) -> None:
     value = json.loads(make().to_json())
@@ -232,3 +232,17 @@ def test_a_zip_bomb_is_refused_in_little_memory() -> None:
 def test_a_mean_image_fixes_height_and_width(axes: list[str]) -> None:
     value = json.loads(make(mean_image=pack_mean_image(mean_image())).to_json())
     assert "fixes height and width" in refused(json.dumps(value | {"free_axes": axes}))
+
+
+def test_a_mean_video_has_an_image_for_each_frame_of_the_graph() -> None:
+    size = make().graph_size
+    shape = (3, size.frames, size.height, size.width)
+    video = np.random.default_rng(2).integers(0, 65280, shape).astype(np.float32) / 256
+    fields = {"mean_image": pack_mean_image(video), "mean_per_frame": True}
+    metadata = make(**fields, free_axes=("N",))
+    assert np.array_equal(metadata.mean(), video)
+    assert np.array_equal(parse_metadata(metadata.to_json(), "m.onnx").mean(), video)
+    with pytest.raises(ValueError, match="T is a free axis"):
+        make(**fields, free_axes=("N", "T"))
+    with pytest.raises(ValueError, match="does not hold"):
+        make(mean_image=pack_mean_image(video), free_axes=("N",))

@@ -7,8 +7,10 @@ import pytest
 from support import tiny_recipe
 
 from stg_runtime.errors import InputError
+from stg_runtime.video import to_pixels
 from stg_train.align import align, aligned_frames
-from stg_train.observed import read_observed
+from stg_train.observed import read_observed, scale_observed
+from stg_train.recipe import Pixels, load_recipe
 
 PERIOD, T, H, W = 12, 40, 60, 100
 
@@ -144,3 +146,26 @@ def test_another_action_is_refused(tmp_path: Path) -> None:
     paths = save(tmp_path, a=walker(), jump=jumper)
     with pytest.raises(InputError, match=r"jump.npy: its figure does not move as the one of .*a"):
         align(paths, size=(30, 40), frames=PERIOD)
+
+
+def test_a_mean_video_is_the_clips_mean_at_every_frame(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    stack = generator.integers(0, 256, (4, 6, 8, 10, 3)).astype(np.uint8)
+    observed = scale_observed(stack, 25, Pixels(mean="video"))
+    exact = stack.astype(np.float64).mean(0).transpose(3, 0, 1, 2)
+    assert observed.mean.shape == (3, 6, 8, 10)
+    assert np.abs(observed.mean - exact).max() <= 0.5 / 256 + 1e-4
+    x = observed.windows([0, 1, 2, 3], [0] * 4, 6)
+    assert float(x.mean(0).abs().max()) < 1e-3
+    assert float(x.square().mean()) == pytest.approx(1, rel=1e-4)
+    # There and back.
+    for video, clip in zip(x.numpy(), stack, strict=True):
+        assert np.array_equal(to_pixels(video, observed.mean, observed.scale), clip)
+
+
+def test_a_mean_video_needs_several_clips_and_a_locked_network(tmp_path: Path) -> None:
+    one = np.random.default_rng(0).integers(0, 256, (1, 6, 8, 10, 3)).astype(np.uint8)
+    with pytest.raises(InputError, match=r"all alike.*several videos"):
+        scale_observed(one, 25, Pixels(mean="video"))
+    with pytest.raises(InputError, match="full in time"):
+        load_recipe("fc-s", overrides={"pixels.mean": "video"})

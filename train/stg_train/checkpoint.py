@@ -39,7 +39,7 @@ class Checkpoint:
         kept: update and returns of the parameters that the guard keeps ("kept.*"), or None.
         returns: how often the guard has gone back.
         fps: of the clips.
-        mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
+        mean: grey levels subtracted, float32, (C, 1, 1), (C, H, W) or (C, T, H, W).
         scale: grey levels per model unit.
         clips: SHA-256 of each prepared clip.
         versions: of stg and torch.

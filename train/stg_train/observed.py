@@ -41,7 +41,7 @@ class Observed:
     Attributes:
         pixels: uint8, (M, T, H, W, C), grey levels; of a run, mapped from its observed.npy.
         fps: frames per second of the first video.
-        mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
+        mean: grey levels subtracted, float32, (C, 1, 1), (C, H, W) or (C, T, H, W).
         scale: grey levels per model unit.
     """
 
@@ -192,24 +192,30 @@ def scale_observed(stack: NDArray[np.uint8], fps: float, pixels: Pixels) -> Obse
     Raises:
         InputError: nothing in the clips differs from their mean.
     """
-    total = np.zeros(stack.shape[2:])  # (H, W, C), float64: exact for any clip that fits in memory
-    squares = np.zeros(stack.shape[2:])
+    # (H, W, C), or for a mean video (T, H, W, C); float64: exact for any number of clips.
+    shape = stack.shape[1:] if pixels.mean == "video" else stack.shape[2:]
+    total, squares = np.zeros(shape), np.zeros(shape)
     for clip in stack:
-        for frame in clip:
+        for t, frame in enumerate(clip):
             values = frame.astype(np.float64)
-            total += values
-            squares += values * values
-    count = stack.shape[0] * stack.shape[1]
-    over = () if pixels.mean == "image" else (0, 1)
-    mean = (total / count).mean(over, keepdims=True) if over else total / count
+            at = t if pixels.mean == "video" else ...
+            total[at] += values
+            squares[at] += values * values
+    count = stack.shape[0] * (1 if pixels.mean == "video" else stack.shape[1])
+    mean = total / count
+    if pixels.mean == "channel":
+        mean = mean.mean((0, 1), keepdims=True)
     # The model file stores the mean in 1/256 grey levels; training uses that very value.
     mean = np.rint(mean * MEAN_STEPS) / MEAN_STEPS
     variance = float((squares / count - 2 * mean * (total / count) + mean**2).mean())
     if variance < 0.25:
-        what = "do not move" if pixels.mean == "image" else "are one flat colour"
+        what = {"channel": "are one flat colour", "image": "do not move", "video": "are all alike"}
+        mend = "give a video in which something moves, or another --start or --crop"
+        if pixels.mean == "video":
+            mend = "give several videos that differ"
         raise InputError(
-            f"the training clips {what} (standard deviation {max(variance, 0) ** 0.5:.2f} grey "
-            "levels); give a video in which something moves, or another --start or --crop"
+            f"the training clips {what[pixels.mean]} (standard deviation "
+            f"{max(variance, 0) ** 0.5:.2f} grey levels); {mend}"
         )
     scale = variance**0.5 if pixels.scale == "std" else pixels.scale
-    return Observed(stack, fps, mean.transpose(2, 0, 1).astype(np.float32), scale)
+    return Observed(stack, fps, np.moveaxis(mean, -1, 0).astype(np.float32), scale)

@@ -112,12 +112,14 @@ class Pixels(_Section):
     Attributes:
         mean: "channel" subtracts one grey level per colour, "image" the clips' mean over time at
             every pixel: what stands still is then exactly the mean, and the network spends itself
-            on what moves. An image locks the height and width of the model.
+            on what moves. An image locks the height and width of the model. "video" subtracts the
+            clips' mean at every pixel of every frame, for several clips in step: what they share
+            is then exactly the mean, its movement too. It locks the length as well.
         scale: "std" for the clips' own standard deviation around the mean, or grey levels per
             model unit.
     """
 
-    mean: Literal["channel", "image"] = "channel"
+    mean: Literal["channel", "image", "video"] = "channel"
     scale: Literal["std"] | _Positive = "std"
 
 
@@ -240,6 +242,18 @@ class Recipe(_Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError(f"--device {value}: expected auto, cpu, cuda or cuda:i")
         return value
+
+    @model_validator(mode="after")
+    def _mean_video_fits(self) -> Recipe:
+        locked = any(layer.kernel[0] == "full" for layer in self.network.layers)
+        if self.pixels.mean == "video" and (
+            not locked or self.data.trained_frames != self.data.frames
+        ):
+            raise ValueError(
+                'pixels.mean = "video" needs a network that is full in time (recipe action) and no '
+                "data.window: each frame has its own mean"
+            )
+        return self
 
     @model_validator(mode="after")
     def _growth_matches(self) -> Recipe:
