@@ -7,7 +7,7 @@ frame by frame, over all pixels and colours. To compare with: how far each train
 nearest other one; how far the training clips' average is from its nearest clip (a blend of all,
 which is new and worthless, is about that far); and how far synthesized clips are from each other
 (0: the noise makes no difference). A clip much nearer to a training clip than training clips are to
-each other is a copy, and is named so.
+each other is a copy, and is named so; with one training clip there is nothing to compare with (nan).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rms(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def apart(clips: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances between all pairs, infinite on the diagonal."""
-    found = np.full((len(clips), len(clips)), np.inf)
+    found = np.full((len(clips), len(clips)), np.inf if len(clips) > 1 else np.nan)
     for i in range(len(clips)):
         for j in range(i):
             found[i, j] = found[j, i] = rms(clips[i], clips[j])
@@ -57,7 +57,7 @@ def distances(
                 "copy": share < COPY,
             }
         )
-    others = apart(new).min(1) if len(new) > 1 else np.array([np.nan])
+    others = apart(new).min(1)
     return {
         "between training clips": float(between.mean()),
         "average of the training clips": min(rms(train.mean(0), clip) for clip in train),

@@ -91,5 +91,7 @@ def test_a_copy_is_called_a_copy() -> None:
     assert copy["copy"] and copy["nearest"] == 1 and copy["distance"] == 0
     assert not new["copy"] and new["share"] == pytest.approx(1, abs=0.1)
     assert average["distance"] == pytest.approx(found["average of the training clips"], abs=1)
+    alone = distances(observed[:1], other)
+    assert np.isnan(alone["between training clips"]) and not alone["clips"][0]["copy"]
     exact = np.sqrt(((observed[0].astype(float) - observed[1]) ** 2).mean())
     assert found["between training clips"] == pytest.approx(exact, rel=0.1)
