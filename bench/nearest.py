@@ -7,7 +7,7 @@ frame by frame, over all pixels and colours. To compare with: how far each train
 nearest other one; how far the training clips' average is from its nearest clip (a blend of all,
 which is new and worthless, is about that far); and how far synthesized clips are from each other
 (0: the noise makes no difference). A clip much nearer to a training clip than training clips are to
-each other is a copy, and is named so; with one training clip there is nothing to compare with (nan).
+each other is a copy, and is named so. With one training clip there is nothing to compare with: nan.
 """
 
 from __future__ import annotations
