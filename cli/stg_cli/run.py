@@ -50,7 +50,10 @@ def synthesize(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", metavar="OUT", help=".mp4, .webm, .gif, .npy, or a folder of PNGs."
+            "-o",
+            "--output",
+            metavar="OUT",
+            help=".mp4, .webm, .gif, .npy, .png (one frame), or a folder of PNGs.",
         ),
     ],
     count: Annotated[
@@ -89,7 +92,7 @@ def synthesize(
 
     from stg_runtime.backends import open_backend
     from stg_runtime.synthesize import plan
-    from stg_runtime.video_write import check_video_output
+    from stg_runtime.video_write import check_frames, check_video_output
 
     together = grid or output.suffix.lower() == ".npy"
     names = output_names(output, 1 if together else count)
@@ -99,6 +102,7 @@ def synthesize(
     if seed is None:
         seed = secrets.randbelow(2**32)
     job = plan(backend.metadata, frames=frames, size=parse_size(size), n_steps=steps, seed=seed)
+    check_frames(output, job.size.frames)
     began = time.perf_counter()
     videos = _videos(backend, job, count)
     _write(videos, names, backend.metadata.fps, together=together, grid=grid, overwrite=overwrite)

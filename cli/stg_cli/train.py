@@ -62,6 +62,16 @@ def train(
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut so many training clips from each VIDEO, evenly spaced."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips that an update sees.")] = None,
+    chains: Annotated[int | None, typer.Option(min=1, help="Chains that an update walks.")] = None,
+    align: Annotated[
+        bool | None,
+        typer.Option("--align/--no-align", help="Bring the clips of an action into step first."),
+    ] = None,
     allow_cuts: Annotated[
         bool, typer.Option("--allow-cuts", help="Learn from clips of several shots, too.")
     ] = False,
@@ -73,7 +83,11 @@ def train(
         str | None, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to train.")
     ] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"] | None, typer.Option(help="Of the convolutions.")
+        Literal["auto", "fp32", "tf32", "bf16"] | None, typer.Option(help="Of the convolutions.")
+    ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the energy with torch.compile."),
     ] = None,
     threads: Threads = None,
     checkpoint_every: Annotated[
@@ -90,6 +104,8 @@ def train(
     Example: stg-train fire.mp4 -o runs/fire
 
     Continue after a stop: stg-train -o runs/fire --resume
+
+    Several GPUs: torchrun --nproc-per-node 8 -m stg_cli.train fire.mp4 -o runs/fire --chains 8
     """
     overrides: dict[str, Any] = {
         "data.videos": [str(video) for video in videos] if videos else None,
@@ -98,6 +114,10 @@ def train(
         "data.start": start,
         "data.crop": parse_crop(crop),
         "data.window": window,
+        "data.windows": windows,
+        "data.batch": batch,
+        "data.align": align,
+        "langevin.chains": chains,
         "data.allow_cuts": allow_cuts or None,
         "learning.regime": regime,
         "learning.updates": updates,
@@ -105,17 +125,20 @@ def train(
         "seed": seed,
         "device": device,
         "precision": precision,
+        "compile": compile_,
         "threads": threads,
     }
     require("train", "torch", "safetensors", "tomli_w")
     # torch takes a second to import; --help and usage errors do not wait for it.
+    from stg_train.parallel import join
     from stg_train.recipe import load_recipe
     from stg_train.run import Run
 
+    world = join()
     if resume:
         if overwrite:
             raise InputError("--resume and --overwrite exclude each other")
-        work = Run.resume(run, updates=updates, device=device)
+        work = Run.resume(run, updates=updates, device=device, world=world)
         given = {key: value for key, value in overrides.items() if value is not None}
         if recipe is not None or scale is not None:
             # The command that started the run may be repeated with --resume; it must say the same.
@@ -132,8 +155,11 @@ def train(
         resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
             raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
-        work = Run.start(run, resolved, overwrite=overwrite)
-    _learn(work)
+        work = Run.start(run, resolved, overwrite=overwrite, world=world)
+    try:
+        _learn(work)
+    finally:
+        world.leave()
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,10 +209,18 @@ class _Stop:
 def _learn(work: Run) -> None:
     recipe = work.learner.recipe
     total, first = recipe.learning.updates, work.learner.update_count
+    world = work.learner.world
+    if not world.first:  # rank 0 speaks for all; an error of its own a process tells itself
+        try:
+            done = work.learn(stop=_Stop())
+        except DivergenceError as error:
+            raise SystemExit(error.exit_code) from None
+        raise SystemExit(0 if done else INTERRUPTED)
+    together = f"{world.size} processes of " if world.size > 1 else ""
     print(
         f"{recipe.name}, {recipe.learning.regime}: {len(work.learner.observed.pixels)} clip(s) of "
         f"{recipe.data.frames}x{recipe.data.size[0]}x{recipe.data.size[1]}, {recipe.device}, "
-        f"{recipe.precision}, {recipe.threads} threads, seed {recipe.seed}",
+        f"{recipe.precision}, {together}{recipe.threads} threads, seed {recipe.seed}",
         file=sys.stderr,
     )
     unlearned = [update for update in recipe.learning.growth if update >= total]
@@ -271,3 +305,7 @@ def _finish(work: Run) -> None:
 def main() -> None:
     """Entry point of stg-train."""
     run_app(app)
+
+
+if __name__ == "__main__":  # torchrun -m stg_cli.train
+    main()

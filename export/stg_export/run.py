@@ -11,6 +11,7 @@ from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_m
 from stg_runtime.errors import InputError
 from stg_train.descriptor import AXES, Descriptor, min_size
 from stg_train.run import load_energy
+from stg_train.sample import lengths
 
 _AXES: Final[tuple[Axis, ...]] = ("T", "H", "W")
 
@@ -53,14 +54,15 @@ def export_run(
     trained = (recipe.data.trained_frames, *recipe.data.size)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Descriptor)
-    mean_image = checkpoint.mean.shape[1:] != (1, 1)  # belongs to every pixel: locks H and W
+    # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
+    mean_image = checkpoint.mean.shape[-2:] != (1, 1)
     free: tuple[Axis, ...] = tuple(
         axis
         for axis in _AXES
         if axis in descriptor.free_axes and not (mean_image and axis in ("H", "W"))
     )
-    margin = recipe.output.margin_frames if "T" in free else 0
-    wanted = (frames or recipe.data.frames, *(size or recipe.data.size))
+    length, margin = lengths(recipe, descriptor)
+    wanted = (frames or length, *(size or recipe.data.size))
     layers = recipe.network.specs()[: descriptor.depth]
     smallest = [
         least if axis in free else fixed
@@ -72,8 +74,9 @@ def export_run(
         if name not in free and needed != trained[axis]:
             if (frames, size)[min(axis, 1)] is not None:
                 raise InputError(
-                    f"{folder}: its network is fixed to {AXES[axis]} {trained[axis]}; got "
-                    f"{wanted[axis]}. Leave the option out, or train again at that size"
+                    f"{folder}: its network is fixed to {AXES[axis]} "
+                    f"{trained[axis] - needed + wanted[axis]}; got {wanted[axis]}. "
+                    "Leave the option out, or train again at that size"
                 )
             needed = trained[axis]
         if needed < smallest[axis]:
@@ -85,7 +88,7 @@ def export_run(
     free_axes: tuple[Axis, ...] = () if static else ("N", *free)
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
-    means = tuple(float(mean) for mean in checkpoint.mean.mean((1, 2)))
+    means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
@@ -99,6 +102,7 @@ def export_run(
                 init_std=recipe.langevin.init_std,
                 pixel_mean=means,
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
+                mean_per_frame=checkpoint.mean.ndim == 4,
                 pixel_scale=checkpoint.scale,
                 size=Size(frames=graph[0] - 2 * margin, height=graph[1], width=graph[2]),
                 margin_frames=margin,

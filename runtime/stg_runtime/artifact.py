@@ -94,6 +94,7 @@ class Metadata(_Strict):
         spot_shape: (M, T, H, W) of these clips.
         pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
         mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
+        mean_per_frame: `mean_image` holds one image for each frame of the graph, a mean video.
         pixel_scale: grey levels per model unit.
         size: default size of a synthesized video, after the margins are cut.
         margin_frames: frames synthesized beyond each end and cut, because the network pads there.
@@ -121,6 +122,7 @@ class Metadata(_Strict):
     spot_shape: tuple[_Count, _Count, _Count, _Count] | None = None
     pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
+    mean_per_frame: bool = False
     pixel_scale: _Positive
     size: Size
     margin_frames: Annotated[int, Field(ge=0)]
@@ -150,6 +152,8 @@ class Metadata(_Strict):
         if self.mean_image is not None:
             if {"H", "W"} & set(self.free_axes):
                 raise ValueError("a mean image fixes height and width, but they are free axes")
+            if self.mean_per_frame and "T" in self.free_axes:
+                raise ValueError("a mean video fixes the number of frames, but T is a free axis")
             self.mean()
         return self
 
@@ -177,10 +181,16 @@ class Metadata(_Strict):
         return Spot(np.stack(clips), self.first_noise)
 
     def mean(self) -> NDArray[np.float32]:
-        """Grey levels to add back: float32, (C, 1, 1) or, with a mean image, (C, H, W)."""
+        """Grey levels to add back, float32.
+
+        Returns:
+            (C, 1, 1); with a mean image (C, H, W); with a mean video (C, T, H, W), T frames of the
+            graph.
+        """
         if self.mean_image is None:
             return np.array(self.pixel_mean, np.float32).reshape(-1, 1, 1)
-        shape = (self.channels, self.graph_size.height, self.graph_size.width)
+        frames = (self.graph_size.frames,) if self.mean_per_frame else ()
+        shape = (self.channels, *frames, self.graph_size.height, self.graph_size.width)
         return unpack_mean_image(self.mean_image, shape)
 
     def to_json(self) -> str:
@@ -189,12 +199,15 @@ class Metadata(_Strict):
 
 
 def pack_mean_image(mean: NDArray[np.float32]) -> str:
-    """A mean image, (C, H, W), grey levels, as text: 16-bit 1/256 grey levels, deflated, base64."""
+    """A mean image, (C, H, W), or video, (C, T, H, W), grey levels, as text.
+
+    16-bit 1/256 grey levels, deflated, base64.
+    """
     steps = np.rint(mean * MEAN_STEPS).astype("<u2")
     return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
 
 
-def unpack_mean_image(text: str, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def unpack_mean_image(text: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `pack_mean_image`.
 
     Raises:

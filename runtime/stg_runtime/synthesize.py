@@ -98,8 +98,10 @@ def plan(
 
 
 def _way_out(metadata: Metadata, axis: str) -> str:
-    if axis == "T" or "T" not in metadata.free_axes:
+    if not metadata.free_axes:
         return "export the run again without --static"
+    if axis == "T":
+        return "train with that many --frames (its network is full in time)"
     return "train with a recipe that is convolutional in space (recipe st)"
 
 
@@ -132,7 +134,10 @@ def synthesize(
     walk(chains, metadata, job, numbers=[number], progress=progress)
     x = chains.read()
     kept = x[0, :, job.margin : x.shape[2] - job.margin]
-    return to_pixels(kept, metadata.mean(), metadata.pixel_scale)
+    mean = metadata.mean()
+    if mean.ndim == 4:  # one image for each frame of the walk
+        mean = mean[:, job.margin : x.shape[2] - job.margin]
+    return to_pixels(kept, mean, metadata.pixel_scale)
 
 
 def walk(

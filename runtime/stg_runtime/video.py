@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stg_runtime import cdnet
 from stg_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def read_clip(
     clip: int | None = None,
 ) -> Clip:
     """Read a video file, an image, a folder of images (in natural order), or a uint8 array file.
+
+    A folder in the layout of CDnet 2014 is the video of its `input/`; see `stg_runtime.cdnet`.
 
     Decoding stops after the last frame needed, and each frame is reduced as it is decoded.
 
@@ -149,11 +152,47 @@ def count_clips(path: Path) -> int:
     return array.shape[0] if array.ndim == 5 else 1
 
 
+def iter_frames(
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    clip: int | None = None,
+) -> Iterator[Frames]:
+    """The frames of a video one after another, uint8, (H, W, 3) each; see `read_clip`.
+
+    Raises:
+        InputError: while iterating, where the path cannot be read as a video.
+    """
+    _check_options(path, size, None, 0, crop)
+    for image in _open(path, clip)[0]:
+        yield np.asarray(_prepare(image, path, size, crop))
+
+
+def frame_rate(path: Path, clip: int | None = None) -> float:
+    """Frames per second that `read_clip` gives for a path.
+
+    Raises:
+        InputError: no such path, or an empty file.
+    """
+    return _open(path, clip)[1]
+
+
+def count_frames(path: Path, clip: int | None = None) -> int:
+    """How many frames a path holds; a video file is decoded to its end to be sure.
+
+    Raises:
+        InputError: the path cannot be read as a video.
+    """
+    return sum(1 for _ in _open(path, clip)[0])
+
+
 def _open(path: Path, clip: int | None) -> tuple[Iterator[Image], float]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _images(path, _image_names(path)), DEFAULT_FPS
+        names = cdnet.frame_paths(path) if cdnet.is_cdnet(path) else _image_names(path)
+        return _images(path, names), DEFAULT_FPS
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     if path.suffix.lower() == ".npy":
@@ -361,7 +400,7 @@ def to_model(frames: Frames, mean: NDArray[np.float32], scale: float) -> NDArray
 
     Args:
         frames: uint8, (T, H, W, C).
-        mean: grey levels, (C, 1, 1) or (C, H, W).
+        mean: grey levels, (C, 1, 1), (C, H, W), or one image per frame, (C, T, H, W).
         scale: grey levels per model unit.
 
     Returns:
@@ -369,7 +408,8 @@ def to_model(frames: Frames, mean: NDArray[np.float32], scale: float) -> NDArray
     """
     x = np.empty((frames.shape[3], *frames.shape[:3]), np.float32)
     for t, frame in enumerate(frames):
-        np.subtract(frame.transpose(2, 0, 1), mean, out=x[:, t])
+        image = mean[:, t] if mean.ndim == 4 else mean
+        np.subtract(frame.transpose(2, 0, 1), image, out=x[:, t])
         x[:, t] /= np.float32(scale)
     return x
 
@@ -379,7 +419,7 @@ def to_pixels(x: NDArray[np.float32], mean: NDArray[np.float32], scale: float) -
 
     Args:
         x: (C, T, H, W), model units, finite.
-        mean: grey levels, (C, 1, 1) or (C, H, W).
+        mean: grey levels, (C, 1, 1), (C, H, W), or one image per frame, (C, T, H, W).
         scale: grey levels per model unit.
 
     Returns:
@@ -387,7 +427,7 @@ def to_pixels(x: NDArray[np.float32], mean: NDArray[np.float32], scale: float) -
     """
     frames = np.empty((*x.shape[1:], x.shape[0]), np.uint8)
     for t in range(x.shape[1]):
-        levels = x[:, t] * np.float32(scale) + mean
+        levels = x[:, t] * np.float32(scale) + (mean[:, t] if mean.ndim == 4 else mean)
         np.rint(levels, out=levels)
         np.clip(levels, 0, 255, out=levels)
         frames[t] = levels.transpose(1, 2, 0)

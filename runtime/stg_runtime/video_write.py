@@ -14,7 +14,7 @@ from stg_runtime.errors import InputError, StgError
 from stg_runtime.files import atomic_path, check_output
 from stg_runtime.video import Frames
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".npy", "")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".npy", ".png", "")
 
 _BT709 = 1  # FFmpeg's number of the BT.709 matrix, primaries and transfer
 _LIMITED = 1  # ... and of 16..235 levels, which is what players expect of 4:2:0 video
@@ -48,13 +48,26 @@ def check_video_output(path: Path, overwrite: bool) -> None:
         ) from None
 
 
+def check_frames(path: Path, frames: int) -> None:
+    """Refuse to put several frames into one .png.
+
+    Raises:
+        InputError: says which outputs take them.
+    """
+    if path.suffix.lower() == ".png" and frames != 1:
+        raise InputError(
+            f"{path}: a .png holds one frame, and the video has {frames}; give an .mp4, .webm, "
+            ".gif or .npy, or a name without a suffix (a folder of PNGs)"
+        )
+
+
 def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = False) -> None:
     """Write a video; nothing appears under `path` until all of it is there.
 
     .mp4 is H.264, yuv420p, BT.709, playable in browsers; .webm is VP9. Both need even sizes: an odd
     one is made even by repeating the last row or column. .gif has a palette per frame, loops for
     ever, rounds the frame time to 1/100 s and makes one longer frame of equal ones in a row. A path
-    without a suffix is a folder of PNGs.
+    without a suffix is a folder of PNGs; .png is one image, for a video of one frame.
 
     Args:
         path: where to.
@@ -63,7 +76,8 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
         overwrite: replace what is there.
 
     Raises:
-        InputError: see `check_video_output`; or the rate is out of range.
+        InputError: see `check_video_output`; the rate is out of range; or several frames are to go
+            into one .png.
         StgError: the disk is full or the encoder failed.
     """
     check_video_output(path, overwrite)
@@ -75,12 +89,15 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
     import av
 
     suffix = path.suffix.lower()
+    check_frames(path, len(frames))
     with atomic_path(path) as temporary:
         try:
             if suffix in _CODECS:
                 _encode(temporary, frames, fps, suffix)
             elif suffix == ".gif":
                 _write_gif(temporary, frames, fps)
+            elif suffix == ".png":
+                save_png(temporary, frames[0])
             elif suffix == ".npy":
                 with temporary.open("wb") as file:
                     np.save(file, frames if frames.ndim == 5 else frames[None])
@@ -139,8 +156,13 @@ def _write_gif(path: Path, frames: Frames, fps: float) -> None:
 
 
 def _write_folder(folder: Path, frames: Frames) -> None:
-    from PIL import Image
-
     folder.mkdir()
     for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{t:05d}.png")
+        save_png(folder / f"{t:05d}.png", frame)
+
+
+def save_png(path: Path, frame: Frames) -> None:
+    """Write one frame, uint8, (H, W, 3), where nothing is yet."""
+    from PIL import Image
+
+    Image.fromarray(frame).save(path)

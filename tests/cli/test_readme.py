@@ -33,6 +33,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sea = Sea(height=64, width=64, seed=0).render(64)
     for name in ("fire.mp4", "sea.mp4"):
         write_video(folder / name, sea, 25)
+    for phase in (0, 4):  # a bar that swings, on black
+        turn = 2 * np.pi * (np.arange(64)[:, None, None] + phase) / 14
+        y, x = np.mgrid[0:48, 0:96]
+        bar = (np.abs(x - 48 - (y - 24) * np.sin(turn)) < 5) & (np.abs(y - 24) < 18)
+        video = np.repeat((200 * bar[..., None]).astype(np.uint8), 3, axis=-1)
+        write_video(folder / f"walk-{1 if phase == 0 else 2}.mp4", video, 25)
+    write_video(folder / "pebbles.png", sea[:1], 25)
     (folder / "runs").mkdir()
     return folder
 

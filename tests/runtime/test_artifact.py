@@ -276,3 +276,17 @@ def test_a_models_spot_noise_has_the_clips_colours() -> None:
     still[1] = 1  # chooses the second clip
     levels = noise.make(still, shape)[:, 0, 0, 0] * metadata.pixel_scale + metadata.mean().ravel()
     np.testing.assert_allclose(levels, CLIPS[1].mean((0, 1, 2)), rtol=1e-4)
+
+
+def test_a_mean_video_has_an_image_for_each_frame_of_the_graph() -> None:
+    size = make().graph_size
+    shape = (3, size.frames, size.height, size.width)
+    video = np.random.default_rng(2).integers(0, 65280, shape).astype(np.float32) / 256
+    fields = {"mean_image": pack_mean_image(video), "mean_per_frame": True}
+    metadata = make(**fields, free_axes=("N",))
+    assert np.array_equal(metadata.mean(), video)
+    assert np.array_equal(parse_metadata(metadata.to_json(), "m.onnx").mean(), video)
+    with pytest.raises(ValueError, match="T is a free axis"):
+        make(**fields, free_axes=("N", "T"))
+    with pytest.raises(ValueError, match="does not hold"):
+        make(mean_image=pack_mean_image(video), free_axes=("N",))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,8 +15,43 @@ Draw = Callable[[int, Tensor], Tensor]
 """Called with the step (1, 2, ...) and the chains; returns standard normal noise like them."""
 
 
+class ChainNoise:
+    """Standard normal draws for some chains of a run, keyed by (seed, chain, update).
+
+    Which process walks a chain, or whether the run was stopped in between, changes nothing.
+
+    Args:
+        seed: of the run.
+        chains: numbers of the chains, counted over all processes.
+        device: that the chains live on; a GPU draws other values than the CPU.
+    """
+
+    def __init__(self, seed: int, chains: Sequence[int], device: torch.device) -> None:
+        self._seed, self._chains = seed, chains
+        self._generators = [torch.Generator(device) for _ in chains]
+
+    @property
+    def count(self) -> int:
+        """How many chains it draws for."""
+        return len(self._chains)
+
+    def begin(self, update: int) -> None:
+        """Draw from now on what belongs to an update; 0 is what comes before the first."""
+        for chain, generator in zip(self._chains, self._generators, strict=True):
+            key = f"{self._seed} {chain} {update}".encode()
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Noise for chains of shape (N, C, T, H, W), N the number of this object's chains."""
+        noise = torch.empty_like(x)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.normal_(0, 1, generator=generator)
+        return noise
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context that convolutions run in: "bf16" (weights stay float32) or "fp32"."""
+    """The context that convolutions run in: "bf16" (weights stay float32), "tf32" or "fp32"."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -27,7 +63,8 @@ def energy_and_grad(energy: nn.Module, x: Tensor, precision: str = "fp32") -> tu
     with torch.enable_grad(), autocast(precision, x.device):
         value = energy(leaf)
     (grad,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), grad
+    # A clone: a CUDA graph would write the next call's energies into the same place.
+    return value.detach().clone(), grad
 
 
 def walk(

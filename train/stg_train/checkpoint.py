@@ -31,7 +31,7 @@ class Checkpoint:
 
     Attributes:
         tensors: parameters ("energy.*"), those that the guard keeps ("kept.*"), Adam's moments
-            ("adam.*"), chains, mean and random states.
+            ("adam.*"), chains, mean and the state of the choice of windows.
         recipe: resolved recipe of the run.
         update: parameter updates made.
         norm_mean: running mean of the gradient norm.
@@ -39,7 +39,7 @@ class Checkpoint:
         kept: update and returns of the parameters that the guard keeps ("kept.*"), or None.
         returns: how often the guard has gone back.
         fps: of the clips.
-        mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
+        mean: grey levels subtracted, float32, (C, 1, 1), (C, H, W) or (C, T, H, W).
         scale: grey levels per model unit.
         clips: SHA-256 of each prepared clip.
         versions: of stg and torch.
@@ -60,7 +60,16 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, learner: Learner, versions: dict[str, str]) -> None:
-    """Write the state of a run, whole or not at all."""
+    """Write the state of a run, whole or not at all; rank 0 writes, all processes call it."""
+    chains = learner.all_chains()
+    if learner.world.first:
+        write_checkpoint(path, learner, chains, versions)
+
+
+def write_checkpoint(
+    path: Path, learner: Learner, chains: Tensor, versions: dict[str, str]
+) -> None:
+    """Write the state of a run with its chains, in this process; see `Learner.all_chains`."""
     tensors = {f"energy.{name}": value for name, value in learner.energy.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -68,8 +77,7 @@ def save_checkpoint(path: Path, learner: Learner, versions: dict[str, str]) -> N
     if learner.kept is not None:
         for name, value in learner.kept.parameters.items():
             tensors[f"kept.{name}"] = value
-    tensors["chains"] = learner.chains
-    tensors["random.noise"] = learner.noise.get_state()
+    tensors["chains"] = chains
     tensors["random.choice"] = learner.choice.get_state()
     observed = learner.observed
     header = {
@@ -168,8 +176,8 @@ def load_parameters(energy: nn.Module, checkpoint: Checkpoint, path: Path) -> No
 def restore(learner: Learner, checkpoint: Checkpoint, path: Path) -> None:
     """Put a learner of the same recipe and clips back where the checkpoint was taken.
 
-    On another kind of device, whose generators have another state, the noise starts anew, from the
-    seed and the update.
+    The number of processes may be another: noise belongs to chain and update. Another kind of
+    device draws other noise.
 
     Raises:
         InputError: the checkpoint does not fit its own recipe.
@@ -187,11 +195,10 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
             state.setdefault(int(index), {})[field] = value
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    learner.chains = torch.empty_like(learner.chains).copy_(checkpoint.tensors["chains"])
-    if torch.device(checkpoint.recipe.device).type == learner.device.type:
-        learner.noise.set_state(checkpoint.tensors["random.noise"])
-    else:
-        learner.noise.manual_seed(learner.recipe.seed + checkpoint.update)
+    chains = checkpoint.tensors["chains"]
+    if len(chains) != learner.recipe.langevin.chains:
+        raise ValueError(f"{len(chains)} chains, {learner.recipe.langevin.chains} in its recipe")
+    learner.chains = torch.empty_like(learner.chains).copy_(chains[learner.numbers])
     learner.choice.set_state(checkpoint.tensors["random.choice"])
     learner.update_count = checkpoint.update
     learner.norm_mean = checkpoint.norm_mean

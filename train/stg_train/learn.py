@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from stg_runtime.errors import DivergenceError, InputError
-from stg_train.chains import autocast, walk
+from stg_train.chains import ChainNoise, autocast, walk
 from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
 from stg_train.observed import Observed
+from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe
 
 # Updates that the running means of gradient norm and response go back over.
@@ -111,15 +113,17 @@ def grown_at(recipe: Recipe, update: int) -> int:
     return max((grown for grown in recipe.learning.growth if grown <= update), default=0)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device a recipe asks for.
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """The device a recipe asks for; of several processes, each takes the GPU of its local rank.
 
     Raises:
         InputError: a GPU that is not there; never a silent fall back to the CPU.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
     if device.type == "cuda" and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
         raise InputError(
@@ -134,7 +138,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve precision "auto": bf16 where the device multiplies it natively."""
+    """Resolve precision "auto": bf16 where the device multiplies it natively.
+
+    Raises:
+        InputError: "tf32" on a processor.
+    """
+    if name == "tf32" and device.type != "cuda":
+        raise InputError("--precision tf32: for GPUs only; choose fp32 or bf16, or leave it out")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -151,19 +161,34 @@ class Learner:
         observed: the prepared clips.
     """
 
-    def __init__(self, recipe: Recipe, observed: Observed) -> None:
+    def __init__(self, recipe: Recipe, observed: Observed, world: World = ALONE) -> None:
         self.recipe = recipe
         self.observed = observed
+        self.world = world
+        if recipe.langevin.chains < world.size:
+            raise InputError(
+                f"{world.size} processes share {recipe.langevin.chains} chain(s); give at least "
+                f"one each (--chains {world.size}), or start fewer processes"
+            )
         self.device = torch.device(recipe.device)
         channels = observed.pixels.shape[-1]
-        # Channels-last suits bf16 convolutions on both processor and GPU.
+        # Channels-last suits bf16 convolutions on both processor and GPU, and TF32 ones on a GPU.
         self._layout = (
-            torch.channels_last_3d if recipe.precision == "bf16" else torch.contiguous_format
+            torch.contiguous_format if recipe.precision == "fp32" else torch.channels_last_3d
         )
+        if self.device.type == "cuda":
+            # "fp32" means it: PyTorch would let convolutions use TF32 unasked.
+            tf32 = recipe.precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.energy = build_energy(recipe, channels).to(self.device)
         for parameter in self.energy.parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=self._layout)
+        # What the chains walk on. On a GPU "reduce-overhead" makes the gradient one CUDA graph.
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        self._walked: nn.Module = self.energy
+        if recipe.compile:
+            self._walked = cast(nn.Module, torch.compile(self.energy, mode=mode))
         self.optimizer = self._optimizer()
         self.update_count = 0
         self.norm_mean = 0.0  # running means; 0 before the first update
@@ -171,9 +196,11 @@ class Learner:
         self.kept: Kept | None = None
         self.returns = 0
         # Noise is drawn on the device; the choice of windows is the same on every device.
-        self.noise = torch.Generator(self.device).manual_seed(recipe.seed)
+        self.numbers = world.share(recipe.langevin.chains)  # of this process's chains
+        self.noise = ChainNoise(recipe.seed, self.numbers, self.device)
         self.choice = torch.Generator().manual_seed(recipe.seed)
-        self.chains = self._fresh_chains(channels)
+        self.noise.begin(0)
+        self.chains = self._fresh_chains(channels, self.noise)
         self.windows = torch.empty(0)
 
     @property
@@ -194,27 +221,48 @@ class Learner:
             group["lr"] = group["base"]
         return torch.optim.Adam(groups, betas=learning.betas)
 
-    def _fresh_chains(self, channels: int) -> Tensor:
+    def _fresh_chains(self, channels: int, noise: ChainNoise) -> Tensor:
         shape = (
-            self.recipe.langevin.chains,
+            noise.count,
             channels,
             self.recipe.data.trained_frames,
             *self.recipe.data.size,
         )
         x = torch.empty(shape, device=self.device, memory_format=self._layout)
-        return x.normal_(0, 1, generator=self.noise).mul_(self.recipe.langevin.init_std)
+        return noise.like(x).mul_(self.recipe.langevin.init_std)
 
     def _draw(self, step: int, x: Tensor) -> Tensor:
-        return torch.empty_like(x).normal_(0, 1, generator=self.noise)
+        return self.noise.like(x)
 
-    def _observed_windows(self) -> Tensor:
+    def first_chains(self) -> Tensor:
+        """What `all_chains` gives before the first update, without the other processes."""
+        numbers = range(self.recipe.langevin.chains)
+        noise = ChainNoise(self.recipe.seed, numbers, self.device)
+        noise.begin(0)
+        return self._fresh_chains(self.chains.shape[1], noise)
+
+    def all_chains(self) -> Tensor:
+        """The chains of all processes in the order of their numbers; all must call it together."""
+        if self.world.size == 1:
+            return self.chains
+        shape = (self.recipe.langevin.chains, *self.chains.shape[1:])
+        chains = torch.zeros(shape, device=self.device)
+        chains[self.numbers] = self.chains
+        self.world.sum_([chains])
+        return chains
+
+    def _observed_windows(self) -> tuple[Tensor, int]:
+        """This process's share of the update's windows, and how many there are in all."""
         data = self.recipe.data
         n_clips, n_frames = self.observed.pixels.shape[:2]
         clips = torch.randperm(n_clips, generator=self.choice)[: data.batch].tolist()
         last = n_frames - data.trained_frames
         starts = torch.randint(last + 1, (len(clips),), generator=self.choice).tolist()
-        x = self.observed.windows(clips, starts, data.trained_frames)
-        return x.to(self.device, memory_format=self._layout)
+        mine = self.world.share(len(clips))
+        x = self.observed.windows(
+            [clips[i] for i in mine], [starts[i] for i in mine], data.trained_frames
+        )
+        return x.to(self.device, memory_format=self._layout), len(clips)
 
     def rate_factor(self) -> float:
         """Factor on the learning rates at the coming update.
@@ -238,11 +286,12 @@ class Learner:
         """
         recipe, langevin = self.recipe, self.recipe.langevin
         self.descriptor.depth = depth_at(recipe, self.update_count)
+        self.noise.begin(self.update_count + 1)
         if recipe.learning.regime == "short-run":
-            self.chains = self._fresh_chains(self.chains.shape[1])
+            self.chains = self._fresh_chains(self.chains.shape[1], self.noise)
         self.energy.requires_grad_(False)
         chains, energies = walk(
-            self.energy,
+            self._walked,
             self.chains,
             n_steps=langevin.n_steps,
             step_size=langevin.step_size,
@@ -251,34 +300,59 @@ class Learner:
             precision=recipe.precision,
         )
         self.energy.requires_grad_(True)
-        windows = self._observed_windows()
+        windows, n_windows = self._observed_windows()
 
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.precision, self.device):
             response = self.descriptor(torch.cat([chains, windows]))
-        values = windows[0].numel()
-        synthesized = response[: len(chains)].mean() / values
-        observed = response[len(chains) :].mean() / values
+        # Values of all processes' videos: what each adds up to a mean over all of them.
+        n_chain_values = langevin.chains * chains[0].numel()
+        n_window_values = n_windows * chains[0].numel()
+        synthesized = response[: len(chains)].sum() / n_chain_values
+        observed = response[len(chains) :].sum() / n_window_values
         # Ascent on the log-likelihood: raise g where the data are, lower it where the chains are.
         torch.autograd.backward(synthesized - observed)
-        active = [p for p in self.descriptor.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in active if p.grad is not None])
-        half_square = 0.5 * windows.square().mean(), 0.5 * chains.square().mean()
+        gradients = [p.grad for p in self.descriptor.parameters() if p.grad is not None]
+        self.world.sum_(gradients)
+        means = torch.stack(
+            [
+                synthesized.detach().double(),
+                observed.detach().double(),
+                chains.sum(dtype=torch.float64) / n_chain_values,
+                chains.square().sum(dtype=torch.float64) / n_chain_values,
+                windows.square().sum(dtype=torch.float64) / n_window_values,
+            ]
+        )
+        self.world.sum_([means])
+        bad = (~torch.isfinite(energies)).any(1)
+        steps_left = torch.arange(len(bad), 0, -1, device=self.device)  # K at the first step
+        largest = torch.stack(
+            [
+                torch.nn.utils.get_total_norm(gradients).double(),
+                chains.abs().max().double(),
+                (bad * steps_left).max().double(),
+            ]
+        )
+        self.world.max_(largest)
+        # The update's only wait for a GPU.
+        syn, obs, mean, chain_square, square, grad_norm, chain_max, bad_left = torch.cat(
+            [means, largest]
+        ).tolist()
         variance = langevin.reference_std**2
         metrics = Metrics(
             update=self.update_count + 1,
             layers=self.descriptor.depth,
-            energy_observed=float((half_square[0] - observed.detach()) / variance),
-            energy_synthesized=float((half_square[1] - synthesized.detach()) / variance),
-            response_observed=float(observed.detach()),
-            response_synthesized=float(synthesized.detach()),
-            grad_norm=float(grad_norm),
-            chain_mean=float(chains.mean()),
-            chain_std=float(chains.std()),
-            chain_max=float(chains.abs().max()),
+            energy_observed=(0.5 * square - obs) / variance,
+            energy_synthesized=(0.5 * chain_square - syn) / variance,
+            response_observed=obs,
+            response_synthesized=syn,
+            grad_norm=grad_norm,
+            chain_mean=mean,
+            chain_std=math.sqrt(max(chain_square - mean**2, 0.0)),
+            chain_max=chain_max,
             learning_rate=self.rate_factor(),
         )
-        self._check(metrics, energies, float(windows.square().mean().sqrt()))
+        self._check(metrics, energies, langevin.n_steps - int(bad_left), math.sqrt(square))
         self.chains, self.windows = chains, windows
         # A new layer changes every response: what was kept and averaged before it says nothing now.
         grown = grown_at(recipe, self.update_count)
@@ -303,7 +377,7 @@ class Learner:
             self.kept = Kept(self.update_count - 1, self._parameters(), self.returns)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * metrics.learning_rate
-        self._clip([p.grad for p in active if p.grad is not None], metrics.grad_norm, age)
+        self._clip(gradients, metrics.grad_norm, age)
         self.optimizer.step()
         return metrics
 
@@ -324,7 +398,7 @@ class Learner:
         self.returns += 1
         if self.recipe.learning.regime == "persistent":
             # Chains that collapsed with the network would pull it down again.
-            self.chains = self._fresh_chains(self.chains.shape[1])
+            self.chains = self._fresh_chains(self.chains.shape[1], self.noise)
 
     def _settings(self) -> str:
         return (
@@ -341,17 +415,17 @@ class Learner:
             norm = limit
         self.norm_mean = _running(self.norm_mean, norm, age)
 
-    def _check(self, metrics: Metrics, energies: Tensor, observed_rms: float) -> None:
+    def _check(
+        self, metrics: Metrics, energies: Tensor, finite_steps: int, observed_rms: float
+    ) -> None:
         langevin = self.recipe.langevin
         where = f"update {metrics.update}"
         settings = self._settings()
-        finite = torch.isfinite(energies).all(1)
-        if not finite.all():
-            step = int((~finite).nonzero()[0])
-            last = f"{float(energies[step - 1].mean()):.3g}" if step else "none"
+        if finite_steps < langevin.n_steps:
+            last = f"{float(energies[finite_steps - 1].mean()):.3g}" if finite_steps else "none"
             raise DivergenceError(
-                f"{where}, Langevin step {step + 1}: an energy is not finite (the one before: "
-                f"{last}); lower {settings}"
+                f"{where}, Langevin step {finite_steps + 1}: an energy is not finite (the one "
+                f"before: {last}); lower {settings}"
             )
         figures = (metrics.energy_synthesized, metrics.energy_observed, metrics.grad_norm)
         if not all(math.isfinite(figure) for figure in figures):

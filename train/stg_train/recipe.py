@@ -24,6 +24,7 @@ _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Extent = _Count | Literal["full"]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,7 +54,17 @@ class Data(_Section):
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
     batch: _Count = 8
+    windows: _Count | None = None
+    align: bool = False
     allow_cuts: bool = False
+
+    @model_validator(mode="after")
+    def _windows_or_align(self) -> Data:
+        if self.align and self.windows is not None:
+            raise ValueError(
+                "--windows and --align exclude each other: alignment takes one clip from each video"
+            )
+        return self
 
     @model_validator(mode="after")
     def _window_fits(self) -> Data:
@@ -71,7 +82,7 @@ class Layer(_Section):
     """One convolution and ReLU; see `ConvSpec`."""
 
     filters: _Count
-    kernel: tuple[_Count, _Count | Literal["full"], _Count | Literal["full"]]
+    kernel: tuple[_Extent, _Extent, _Extent]
     stride: tuple[_Count, _Count, _Count]
     padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
 
@@ -103,12 +114,14 @@ class Pixels(_Section):
     Attributes:
         mean: "channel" subtracts one grey level per colour, "image" the clips' mean over time at
             every pixel: what stands still is then exactly the mean, and the network spends itself
-            on what moves. An image locks the height and width of the model.
+            on what moves. An image locks the height and width of the model. "video" subtracts the
+            clips' mean at every pixel of every frame, for several clips in step: what they share
+            is then exactly the mean, its movement too. It locks the length as well.
         scale: "std" for the clips' own standard deviation around the mean, or grey levels per
             model unit.
     """
 
-    mean: Literal["channel", "image"] = "channel"
+    mean: Literal["channel", "image", "video"] = "channel"
     scale: Literal["std"] | _Positive = "std"
 
 
@@ -184,7 +197,8 @@ class Output(_Section):
 
     Attributes:
         margin_frames: frames synthesized beyond each end of a video and cut, because zero padding
-            in time makes the ends pale; about the receptive field's reach.
+            in time makes the ends pale; about the receptive field's reach. A network that is full
+            in time has a fixed length, and a video is shorter than the clips by the margins.
         checkpoint_every: updates between checkpoints.
         sheet_every: updates between contact sheets and videos of the chains.
     """
@@ -198,9 +212,11 @@ class Recipe(_Section):
     """A whole recipe; the sections are the tables of its TOML file.
 
     Attributes:
-        precision: of the convolutions in training: "fp32", "bf16" (weights stay float32), or
-            "auto", bf16 where the processor multiplies it natively.
+        precision: of the convolutions in training: "fp32", "tf32" (GPUs), "bf16" (weights stay
+            float32), or "auto", bf16 where the processor multiplies it natively.
         device: "auto", "cpu", "cuda" or "cuda:i".
+        compile: let torch.compile translate the energy that the chains walk on, a minute or so
+            before the first update; it needs a C++ compiler, and Triton on a GPU.
         threads: processor threads; None for all this process may use.
     """
 
@@ -208,8 +224,9 @@ class Recipe(_Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     threads: _Count | None = None
+    compile: bool = False
     data: Data
     network: Network
     pixels: Pixels = Pixels()
@@ -223,6 +240,18 @@ class Recipe(_Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError(f"--device {value}: expected auto, cpu, cuda or cuda:i")
         return value
+
+    @model_validator(mode="after")
+    def _mean_video_fits(self) -> Recipe:
+        locked = any(layer.kernel[0] == "full" for layer in self.network.layers)
+        if self.pixels.mean == "video" and (
+            not locked or self.data.trained_frames != self.data.frames
+        ):
+            raise ValueError(
+                'pixels.mean = "video" needs a network that is full in time (recipe action) and no '
+                "data.window: each frame has its own mean"
+            )
+        return self
 
     @model_validator(mode="after")
     def _growth_matches(self) -> Recipe:

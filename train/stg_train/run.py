@@ -20,8 +20,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ from stg_train.checkpoint import (
     read_checkpoint,
     restore,
     save_checkpoint,
+    write_checkpoint,
 )
 from stg_train.descriptor import Descriptor, Energy
 from stg_train.learn import (
@@ -61,6 +64,7 @@ from stg_train.learn import (
     depth_at,
 )
 from stg_train.observed import Observed, read_observed
+from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe, load_recipe
 from stg_train.sample import sample
 
@@ -82,9 +86,9 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("stg", "torch", "numpy")}
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """Replace "auto" and None by what they mean on this machine."""
-    device = choose_device(recipe.device)
+def resolve(recipe: Recipe, world: World = ALONE) -> Recipe:
+    """Replace "auto" and None by what they mean on this machine, for this process."""
+    device = choose_device(recipe.device, world)
     return recipe.model_copy(
         update={
             "device": str(device),
@@ -102,13 +106,31 @@ class Run:
         self.learner = learner
 
     @classmethod
-    def start(cls, folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Run:
+    def start(
+        cls, folder: Path, recipe: Recipe, *, overwrite: bool = False, world: World = ALONE
+    ) -> Run:
         """Prepare the clips and a fresh folder.
+
+        Args:
+            folder: of the run; of several processes, one that all of them see.
+            recipe: of the run.
+            overwrite: an earlier run may be replaced.
+            world: the processes that share the run; the first prepares, the others wait for it.
 
         Raises:
             InputError: a clip that cannot be used, or a folder that is not empty.
         """
-        recipe = resolve(recipe)
+        recipe = resolve(recipe, world)
+        torch.set_num_threads(recipe.threads or 1)
+        learner = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world))
+        if learner is None:
+            checkpoint = read_checkpoint(folder / CHECKPOINT)
+            learner = Learner(recipe, _read_observed(folder / OBSERVED, checkpoint), world)
+        return cls(folder, learner)
+
+    @staticmethod
+    def _prepare(folder: Path, recipe: Recipe, overwrite: bool, world: World) -> Learner:
+        """The learner of a fresh run, its clips and first checkpoint written."""
         if folder.exists() and not folder.is_dir():
             raise InputError(f"-o {folder}: exists and is not a folder")
         if folder.is_dir():
@@ -123,29 +145,42 @@ class Run:
                     f"-o {folder}: already a run; continue it with --resume, or replace it with "
                     "--overwrite"
                 )
-        torch.set_num_threads(recipe.threads or 1)
-        # Everything that can be wrong with the input is found before the folder is touched.
-        observed = read_observed(recipe.data, recipe.pixels)
-        learner = Learner(recipe, observed)
+        # Everything that can be wrong with the input is found before a file appears or changes.
+        made = [item for item in (folder, *folder.parents) if not item.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder)
+            remove_leftovers(folder)
+            with atomic_path(folder / OBSERVED) as temporary:
+                with temporary.open("w+b") as file:
+                    observed = read_observed(recipe.data, recipe.pixels, file)
+                learner = Learner(recipe, observed, world)
+                _clear(folder)
             recipe.save(folder / RECIPE)
-            with atomic_path(folder / OBSERVED) as temporary, temporary.open("wb") as file:
-                np.save(file, observed.pixels)
-            save_checkpoint(folder / CHECKPOINT, learner, versions())
+            write_checkpoint(folder / CHECKPOINT, learner, learner.first_chains(), versions())
         except OSError as error:
+            _remove_empty(made)
             raise InputError(f"-o {folder}: cannot be written ({error})") from None
-        return cls(folder, learner)
+        except BaseException:
+            _remove_empty(made)
+            raise
+        return learner
 
     @classmethod
-    def resume(cls, folder: Path, *, updates: int | None = None, device: str | None = None) -> Run:
-        """Continue from the folder's checkpoint; on the CPU, bit for bit.
+    def resume(
+        cls,
+        folder: Path,
+        *,
+        updates: int | None = None,
+        device: str | None = None,
+        world: World = ALONE,
+    ) -> Run:
+        """Continue from the folder's checkpoint; on the CPU with as many processes, bit for bit.
 
         Args:
             folder: of the run.
             updates: a new total, to learn longer; the fall of the learning rate moves with it.
             device: another device.
+            world: the processes that share the run; their number may have changed.
 
         Raises:
             InputError: not a run, or its files do not belong together.
@@ -160,12 +195,13 @@ class Run:
         if updates is not None:
             learning = recipe.learning.model_copy(update={"updates": updates})
             recipe = recipe.model_copy(update={"learning": learning})
-        if device is not None:
-            recipe = recipe.model_copy(update={"device": str(choose_device(device))})
+        if device is not None or world.size > 1:
+            chosen = choose_device(device or recipe.device, world)
+            recipe = recipe.model_copy(update={"device": str(chosen)})
         else:
             choose_device(recipe.device)
         torch.set_num_threads(recipe.threads or usable_threads())
-        learner = Learner(recipe, _read_observed(folder / OBSERVED, checkpoint))
+        learner = Learner(recipe, _read_observed(folder / OBSERVED, checkpoint), world)
         restore(learner, checkpoint, folder / CHECKPOINT)
         return cls(folder, learner)
 
@@ -188,16 +224,19 @@ class Run:
             DivergenceError: see `Learner.update`; the last checkpoint stays as it is.
         """
         recipe, learner = self.learner.recipe, self.learner
-        # What a stop left of updates after the checkpoint is made again.
-        remove_leftovers(self.folder)
-        _truncate_metrics(self.folder / METRICS, learner.update_count)
-        recipe.save(self.folder / RECIPE)
+        world = learner.world
+        if world.first:
+            # What a stop left of updates after the checkpoint is made again.
+            remove_leftovers(self.folder)
+            _truncate_metrics(self.folder / METRICS, learner.update_count)
+            recipe.save(self.folder / RECIPE)
+            if learner.update_count < recipe.learning.updates:
+                _remove_finished(self.folder)
+        board = _tensorboard(self.folder) if world.first else None
         total, output = recipe.learning.updates, recipe.output
-        if learner.update_count < total:
-            _remove_finished(self.folder)
-        board = _tensorboard(self.folder)
+        log_path = self.folder / METRICS if world.first else Path(os.devnull)
         try:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as log:
+            with log_path.open("a", encoding="utf-8") as log:
                 while learner.update_count < total:
                     metrics = learner.update()
                     log.write(json.dumps(asdict(metrics)) + "\n")
@@ -205,13 +244,13 @@ class Run:
                     if board is not None:
                         for name, value in asdict(metrics).items():
                             board.add_scalar(name, value, metrics.update)
-                    if report is not None:
+                    if report is not None and world.first:
                         report(metrics)
                     made = learner.update_count
-                    leaving = made == total or stop()
+                    leaving = made == total or world.any(stop())
                     if leaving or made % output.checkpoint_every == 0:
                         self.save()
-                    if made == total or made % output.sheet_every == 0:
+                    if world.first and (made == total or made % output.sheet_every == 0):
                         self.picture()
                     if leaving:
                         break
@@ -304,7 +343,7 @@ def load_energy(folder: Path) -> tuple[Energy, Checkpoint]:
 
 def _read_observed(path: Path, checkpoint: Checkpoint) -> Observed:
     try:
-        pixels = np.load(path, allow_pickle=False)
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot read the run's prepared clips ({error})") from None
     observed = Observed(pixels, checkpoint.fps, checkpoint.mean, checkpoint.scale)
@@ -358,7 +397,13 @@ def _clear(folder: Path) -> None:
     for sheet in folder.glob("chains/update-*.png"):
         sheet.unlink()
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    remove_leftovers(folder)
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Take away the folders that a start made, innermost first, when nothing came of it."""
+    for item in made:
+        with suppress(OSError):
+            item.rmdir()
 
 
 def _remove_finished(folder: Path) -> None:

@@ -15,7 +15,9 @@ from stg_runtime.errors import DivergenceError
 from stg_runtime.langevin import INITIAL, standard_normal
 from stg_runtime.video import to_pixels
 from stg_train.chains import walk
+from stg_train.descriptor import Descriptor
 from stg_train.learn import Learner, depth_at
+from stg_train.recipe import Recipe
 
 PATH_STOPS = 10
 PATH_FRAMES = 4
@@ -37,6 +39,18 @@ class Samples:
     path_steps: tuple[int, ...]
 
 
+def lengths(recipe: Recipe, descriptor: Descriptor) -> tuple[int, int]:
+    """Frames of a synthesized video, and of the margin that is walked and cut at each end.
+
+    Where the network is full in time the walk has the trained length, margins included.
+    """
+    margin = recipe.output.margin_frames
+    if "T" in descriptor.free_axes:
+        return recipe.data.frames, margin
+    margin = min(margin, (recipe.data.trained_frames - 1) // 2)
+    return recipe.data.trained_frames - 2 * margin, margin
+
+
 def sample(learner: Learner, *, count: int, seed: int) -> Samples:
     """Walk short-run chains from noise that no training chain has seen.
 
@@ -53,7 +67,8 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
         DivergenceError: a chain is not finite.
     """
     recipe = learner.recipe
-    langevin, margin = recipe.langevin, recipe.output.margin_frames
+    langevin = recipe.langevin
+    frames, margin = lengths(recipe, learner.descriptor)
     stops = _stops(langevin.n_steps)
     depth = learner.descriptor.depth
     # The layers that the last update made learned with, as `load_energy` takes them.
@@ -70,11 +85,11 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
                         f"within {langevin.n_steps} steps; lower langevin.step_size (now "
                         f"{langevin.step_size:g})"
                     )
-                last = x[0, :, margin : x.shape[2] - margin]  # (C, T, H, W)
+                last = _pixels(learner, x[0])[margin : margin + frames]  # (T, H, W, C)
                 if chain == 0:
-                    times = np.linspace(0, last.shape[1] - 1, PATH_FRAMES).round().astype(int)
-                    path.append(_pixels(learner, last[:, times]))
-            videos.append(_pixels(learner, last))
+                    times = np.linspace(0, frames - 1, PATH_FRAMES).round().astype(int)
+                    path.append(last[times])
+            videos.append(last)
     finally:
         learner.descriptor.depth = depth
         learner.energy.requires_grad_(True)
@@ -90,8 +105,8 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
     """The chain, (1, C, T, H, W), model units, after each number of steps in `stops`."""
     recipe, device = learner.recipe, learner.device
     langevin = recipe.langevin
-    frames = recipe.data.frames + 2 * recipe.output.margin_frames
-    shape = (1, learner.observed.pixels.shape[-1], frames, *recipe.data.size)
+    frames, margin = lengths(recipe, learner.descriptor)
+    shape = (1, learner.observed.pixels.shape[-1], frames + 2 * margin, *recipe.data.size)
 
     def noise(step: int) -> Tensor:
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
