@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from stg_export.onnx import export_energy_grad
-from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image
+from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image, pack_spot
 from stg_runtime.errors import InputError
 from stg_train.descriptor import AXES, Descriptor, min_size
-from stg_train.run import load_energy
+from stg_train.run import load_energy, read_run_clips
 from stg_train.sample import lengths
 
 _AXES: Final[tuple[Axis, ...]] = ("T", "H", "W")
@@ -89,6 +89,9 @@ def export_run(
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
+    spot = None
+    if recipe.langevin.first_noise != "white":
+        spot = read_run_clips(folder, checkpoint).spot_pixels()
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
@@ -100,6 +103,9 @@ def export_run(
                 noise_scale=recipe.langevin.noise_scale,
                 n_steps=recipe.langevin.n_steps,
                 init_std=recipe.langevin.init_std,
+                first_noise=recipe.langevin.first_noise,
+                spot=None if spot is None else pack_spot(spot),
+                spot_shape=None if spot is None else spot.shape[:4],
                 pixel_mean=means,
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
                 mean_per_frame=checkpoint.mean.ndim == 4,

@@ -12,6 +12,7 @@ import base64
 import json
 import math
 import zlib
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -172,6 +173,7 @@ class Metadata(_Strict):
             unpack_spot(self.spot, (*self.spot_shape, self.channels))
         return self
 
+    @cached_property
     def spot_noise(self) -> Spot | None:
         """What first noise is made from, or None for white noise."""
         if self.spot is None or self.spot_shape is None or self.first_noise == "white":

@@ -13,6 +13,7 @@ from stg_runtime.artifact import Metadata, Size
 from stg_runtime.backends.base import Chains
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.langevin import Float32
+from stg_runtime.spot import first_noise
 from stg_runtime.video import to_pixels
 
 Progress = Callable[[int, float], None]
@@ -131,6 +132,15 @@ def synthesize(
     """
     assert chains.shape == job.graph
     chains.start(seed=job.seed, numbers=[number], init_std=metadata.init_std)
+    if metadata.spot_noise is not None:
+        first = first_noise(
+            metadata.spot_noise,
+            job.graph[1:],
+            seed=job.seed,
+            number=number,
+            init_std=metadata.init_std,
+        )
+        chains.write(first[None])
     walk(chains, metadata, job, numbers=[number], progress=progress)
     x = chains.read()
     kept = x[0, :, job.margin : x.shape[2] - job.margin]

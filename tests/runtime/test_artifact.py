@@ -269,8 +269,8 @@ def test_a_spot_that_does_not_fit_is_refused(changes: dict[str, Any], says: str)
 def test_a_models_spot_noise_has_the_clips_colours() -> None:
     spot = {"first_noise": "space-time", "spot": pack_spot(CLIPS), "spot_shape": CLIPS.shape[:4]}
     metadata = make(**spot)
-    noise = metadata.spot_noise()
-    assert noise is not None and make().spot_noise() is None
+    noise = metadata.spot_noise
+    assert noise is not None and make().spot_noise is None
     shape = (3, 5, 4, 3)
     still = np.zeros(noise.noise_size(shape), np.float32)
     still[1] = 1  # chooses the second clip

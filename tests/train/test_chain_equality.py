@@ -10,18 +10,33 @@ from support import tiny_recipe
 from stg_export import export_run
 from stg_runtime.backends import open_backend
 from stg_runtime.langevin import INITIAL, standard_normal
+from stg_runtime.spot import first_noise
 from stg_runtime.synthesize import plan, synthesize
 from stg_runtime.video import to_pixels
 from stg_train.chains import walk
-from stg_train.run import Run, load_energy
+from stg_train.run import Run, load_energy, read_run_clips
 
 
-@pytest.mark.parametrize("mean", ["channel", "image"])
-@pytest.mark.parametrize("static", [False, True])
-def test_same_noise_same_video(clip: Path, tmp_path: Path, mean: str, static: bool) -> None:
+@pytest.mark.parametrize(
+    ("mean", "first", "static"),
+    [
+        ("channel", "white", False),
+        ("channel", "space-time", False),
+        ("image", "time", False),
+        ("image", "white", True),
+    ],
+)
+def test_same_noise_same_video(
+    clip: Path, tmp_path: Path, mean: str, first: str, static: bool
+) -> None:
     recipe = tiny_recipe(
         clip,
-        **{"pixels.mean": mean, "learning.updates": 20, "output.margin_frames": 2},
+        **{
+            "pixels.mean": mean,
+            "langevin.first_noise": first,
+            "learning.updates": 20,
+            "output.margin_frames": 2,
+        },
     )
     Run.start(tmp_path / "run", recipe).learn()
     metadata = export_run(tmp_path / "run", tmp_path / "model.onnx", static=static)
@@ -39,9 +54,12 @@ def test_same_noise_same_video(clip: Path, tmp_path: Path, mean: str, static: bo
         return torch.from_numpy(noise.reshape(shape))
 
     langevin = recipe.langevin
+    spot = None if first == "white" else read_run_clips(tmp_path / "run", checkpoint).spot(first)
+    start = first_noise(spot, shape[1:], seed=11, number=3, init_std=langevin.init_std)
+    assert spot is not None or np.array_equal(start, draw(INITIAL)[0].numpy())
     x, _ = walk(
         energy,
-        draw(INITIAL) * langevin.init_std,
+        torch.from_numpy(start)[None],
         n_steps=langevin.n_steps,
         step_size=langevin.step_size,
         noise_scale=langevin.noise_scale,

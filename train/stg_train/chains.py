@@ -27,7 +27,7 @@ class ChainNoise:
     """
 
     def __init__(self, seed: int, chains: Sequence[int], device: torch.device) -> None:
-        self._seed, self._chains = seed, chains
+        self._seed, self._chains, self._device = seed, chains, device
         self._generators = [torch.Generator(device) for _ in chains]
 
     @property
@@ -44,7 +44,13 @@ class ChainNoise:
 
     def like(self, x: Tensor) -> Tensor:
         """Noise for chains of shape (N, C, T, H, W), N the number of this object's chains."""
-        noise = torch.empty_like(x)
+        return self._fill(torch.empty_like(x))
+
+    def flat(self, size: int) -> Tensor:
+        """Noise of `size` values for each chain, (N, size)."""
+        return self._fill(torch.empty(self.count, size, device=self._device))
+
+    def _fill(self, noise: Tensor) -> Tensor:
         for row, generator in zip(noise, self._generators, strict=True):
             row.normal_(0, 1, generator=generator)
         return noise

@@ -200,6 +200,8 @@ class Learner:
         self.noise = ChainNoise(recipe.seed, self.numbers, self.device)
         self.choice = torch.Generator().manual_seed(recipe.seed)
         self.noise.begin(0)
+        kind = recipe.langevin.first_noise
+        self.spot = None if kind == "white" else observed.spot(kind)
         self.chains = self._fresh_chains(channels, self.noise)
         self.windows = torch.empty(0)
 
@@ -229,7 +231,13 @@ class Learner:
             *self.recipe.data.size,
         )
         x = torch.empty(shape, device=self.device, memory_format=self._layout)
-        return noise.like(x).mul_(self.recipe.langevin.init_std)
+        if self.spot is None:
+            return noise.like(x).mul_(self.recipe.langevin.init_std)
+        video = (shape[1], shape[2], shape[3], shape[4])
+        values = noise.flat(self.spot.noise_size(video)).cpu().numpy()
+        for row, drawn in zip(x, values, strict=True):
+            row.copy_(torch.from_numpy(self.spot.make(drawn, video)))
+        return x
 
     def _draw(self, step: int, x: Tensor) -> Tensor:
         return self.noise.like(x)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stg_runtime.artifact import MEAN_STEPS
+from stg_runtime.artifact import LARGEST_SPOT, MEAN_STEPS
 from stg_runtime.clip_checks import (
     bars_in_view,
     black_borders,
@@ -26,6 +26,7 @@ from stg_runtime.clip_checks import (
     crop_without,
 )
 from stg_runtime.errors import InputError
+from stg_runtime.spot import Axes, Spot
 from stg_runtime.video import (
     Frames,
     count_clips,
@@ -81,6 +82,20 @@ class Observed:
             for m, t in zip(clips, starts, strict=True)
         ]
         return torch.from_numpy(np.stack(cut))
+
+    def spot_pixels(self) -> NDArray[np.uint8]:
+        """The clips that first noise is made from: evenly chosen, as many as a model file holds."""
+        frames = self.pixels[:, : max(1, LARGEST_SPOT // self.pixels[0, 0].nbytes)]
+        count = min(len(frames), max(1, LARGEST_SPOT // frames[0].nbytes))
+        chosen: NDArray[np.uint8] = frames[
+            np.linspace(0, len(frames) - 1, count).round().astype(int)
+        ]
+        return chosen
+
+    def spot(self, axes: Axes) -> Spot:
+        """Makes first noise with the clips' covariance."""
+        clips = [to_model(clip, self.mean, self.scale) for clip in self.spot_pixels()]
+        return Spot(np.stack(clips), axes)
 
 
 def read_observed(data: Data, pixels: Pixels, file: BinaryIO | None = None) -> Observed:

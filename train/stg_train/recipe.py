@@ -132,10 +132,13 @@ class Langevin(_Section):
         reference_std: sigma of the Gaussian reference, model units.
         step_size: delta, model units. a = step_size^2 / (2 reference_std^2) is the share of the way
             to its mean that the reference alone takes a chain per step; above 0.2 training has
-            collapsed, below 0.1 the first noise outlives the steps.
+            collapsed, below 0.1 white first noise outlives the steps.
         noise_scale: factor on the Langevin noise.
         n_steps: Langevin steps per update, and at synthesis.
-        init_std: of a chain's first noise, model units.
+        first_noise: "white", or spot noise with the clips' own covariance: along "time" for scenes
+            in which every place has its own behaviour, along "space-time" for textures that look
+            alike everywhere; see `stg_runtime.spot`.
+        init_std: of white first noise, model units.
         chains: how many are walked together.
     """
 
@@ -143,6 +146,7 @@ class Langevin(_Section):
     step_size: _Positive
     noise_scale: _NonNegative = 1.0
     n_steps: _Count = 20
+    first_noise: Literal["white", "time", "space-time"] = "white"
     init_std: _NonNegative = 1.0
     chains: _Count = 1
 

@@ -125,7 +125,7 @@ class Run:
         learner = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world))
         if learner is None:
             checkpoint = read_checkpoint(folder / CHECKPOINT)
-            learner = Learner(recipe, _read_observed(folder / OBSERVED, checkpoint), world)
+            learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
         return cls(folder, learner)
 
     @staticmethod
@@ -201,7 +201,7 @@ class Run:
         else:
             choose_device(recipe.device)
         torch.set_num_threads(recipe.threads or usable_threads())
-        learner = Learner(recipe, _read_observed(folder / OBSERVED, checkpoint), world)
+        learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
         restore(learner, checkpoint, folder / CHECKPOINT)
         return cls(folder, learner)
 
@@ -341,7 +341,13 @@ def load_energy(folder: Path) -> tuple[Energy, Checkpoint]:
     return energy.eval(), checkpoint
 
 
-def _read_observed(path: Path, checkpoint: Checkpoint) -> Observed:
+def read_run_clips(folder: Path, checkpoint: Checkpoint) -> Observed:
+    """The prepared clips of a run.
+
+    Raises:
+        InputError: they are missing, damaged or not those of the checkpoint.
+    """
+    path = folder / OBSERVED
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

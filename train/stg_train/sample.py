@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stg_runtime.errors import DivergenceError
-from stg_runtime.langevin import INITIAL, standard_normal
+from stg_runtime.langevin import standard_normal
+from stg_runtime.spot import first_noise
 from stg_runtime.video import to_pixels
 from stg_train.chains import walk
 from stg_train.descriptor import Descriptor
@@ -112,7 +113,14 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
         return torch.from_numpy(values).reshape(shape).to(device)
 
-    x = noise(INITIAL) * langevin.init_std
+    first = first_noise(
+        learner.spot,
+        (shape[1], shape[2], shape[3], shape[4]),
+        seed=seed,
+        number=chain,
+        init_std=langevin.init_std,
+    )
+    x = torch.from_numpy(first)[None].to(device)
     yield x
     for begin, end in pairwise(stops):
         x, _ = walk(
