@@ -153,7 +153,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         points.append((voxels, _peak() - base - 2 * x.nbytes))
         if points[-1][1] <= 0:
             return Cost(0, _UNMEASURED)
-        probe = min(_LARGEST_PROBE, room / 2 / (points[0][1] / points[0][0]))
+        probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
     return Cost(0, _MIXED * taken / voxels)
 
