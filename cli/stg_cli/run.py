@@ -93,7 +93,7 @@ def synthesize(
         bool, typer.Option("--skip-existing", help="Keep the videos that are there; make the rest.")
     ] = False,
     batch: Annotated[
-        int, typer.Option(min=1, help="Videos walked together; no gain on a processor.")
+        int, typer.Option(min=1, help="Videos walked together; little gain on a processor.")
     ] = 1,
     ray: Annotated[
         str | None,

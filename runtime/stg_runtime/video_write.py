@@ -15,7 +15,7 @@ from stg_runtime.errors import InputError, StgError
 from stg_runtime.files import TEMPORARY_PREFIX, atomic_path, check_output, remove_leftovers
 from stg_runtime.video import Frames
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".npy", "")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".npy", ".mkv", "")
 STREAM_SUFFIXES = (".mp4", ".webm", ".mkv", "")
 
 _BT709 = 1  # FFmpeg's number of the BT.709 matrix, primaries and transfer

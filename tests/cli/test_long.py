@@ -212,7 +212,7 @@ def test_a_killed_workers_videos_are_made_again(trained: Path, tmp_path: Path) -
     finally:
         ray.shutdown()
     assert sorted(made) == list(range(8))
-    assert len(set(workers)) >= 2
+    assert workers[1] not in workers[2:]  # it is dead; another made what it had begun
     chains = fitted_chains(backend, job)
     for number, frames in made.items():
         expected = synthesize(chains, backend.metadata, job, number=number)
