@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,20 +15,10 @@ from stg_cli.common import (
     Threads,
     parse_size,
     print_json,
-    progress_bar,
     run_app,
 )
 from stg_cli.compare import compare
 from stg_cli.report import report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from stg_runtime.backends.base import Backend
-    from stg_runtime.synthesize import Plan
 
 app = typer.Typer(
     add_completion=False,
@@ -53,7 +42,8 @@ def synthesize(
             "-o",
             "--output",
             metavar="OUT",
-            help=".mp4, .webm, .gif, .npy, .png (one frame), or a folder of PNGs.",
+            help=".mp4, .webm, .mkv, .gif, .npy, .png (one frame), a folder of PNGs; - is stdout "
+            "(--endless).",
         ),
     ],
     count: Annotated[
@@ -70,6 +60,54 @@ def synthesize(
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="Of the noise [default: a new one].")
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="The last frame runs into the first.")
+    ] = False,
+    tile: Annotated[
+        bool, typer.Option("--tile", help="Opposite edges run into each other: a texture.")
+    ] = False,
+    endless: Annotated[
+        bool, typer.Option("--endless", help="Go on until Ctrl-C, or --frames.")
+    ] = False,
+    stream_format: Annotated[
+        str | None, typer.Option("--format", metavar="raw|matroska", help="Of -o - [default: raw].")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="VIDEO", help="Begin from this video and noise.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="With --init: share of noise, above 0 (the video), up to 1.")
+    ] = 0.5,
+    between: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="The frames that lead from clip A to clip B."),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second [default: the model's].")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Times the model's frames per second.")
+    ] = None,
+    first: Annotated[
+        int, typer.Option(min=0, help="With -n: number of the first video; numbers fix the noise.")
+    ] = 0,
+    only: Annotated[
+        int | None, typer.Option(min=0, help="Of the -n videos, make this one alone.")
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Keep the videos that are there; make the rest.")
+    ] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Videos walked together; little gain on a processor.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Make the -n videos on a Ray cluster, or local."),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="2G", help="Of this process [default: most of what is free]."),
     ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:i]|tensorrt", help="Where to run.")
@@ -90,91 +128,46 @@ def synthesize(
     """
     import secrets
 
-    from stg_runtime.backends import open_backend
-    from stg_runtime.synthesize import plan
-    from stg_runtime.video_write import check_frames, check_video_output
+    from stg_cli.synthesize import Request, make_many, stream
 
-    together = grid or output.suffix.lower() == ".npy"
-    names = output_names(output, 1 if together else count)
-    for name in names:
-        check_video_output(name, overwrite)
-    backend = open_backend(model, device, threads)
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-    job = plan(backend.metadata, frames=frames, size=parse_size(size), n_steps=steps, seed=seed)
-    check_frames(output, job.size.frames)
-    began = time.perf_counter()
-    videos = _videos(backend, job, count)
-    _write(videos, names, backend.metadata.fps, together=together, grid=grid, overwrite=overwrite)
-    seconds = time.perf_counter() - began
-    result: dict[str, Any] = {
-        "files": [str(name) for name in names],
-        "videos": count,
-        "size": str(job.size),
-        "steps": job.n_steps,
-        "seed": seed,
-        "device": backend.description,
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(count * job.size.frames / seconds, 2),
-    }
-    if as_json:
+    request = Request(
+        model=model,
+        output=output,
+        count=count,
+        frames=frames,
+        size=parse_size(size),
+        steps=steps,
+        seed=secrets.randbelow(2**32) if seed is None else seed,
+        loop=loop,
+        tile=tile,
+        stream_format=stream_format,
+        init=init,
+        strength=strength,
+        between=between,
+        fps=fps,
+        speed=speed,
+        first=first,
+        only=only,
+        skip_existing=skip_existing,
+        batch=batch,
+        ray=ray,
+        max_memory=max_memory,
+        device=device,
+        grid=grid,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    result = stream(request) if endless else make_many(request)
+    if as_json and str(output) != "-":
         print_json(result)
         return
-    shown = str(names[0]) if len(names) == 1 else f"{names[0]} ... {names[-1]}"
-    print(
-        f"{shown}  ({count} x {job.size}, {job.n_steps} steps, seed {seed}, "
-        f"{backend.description}, {seconds:.1f} s)"
+    names = result["files"]
+    shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}" if names else "nothing"
+    line = (
+        f"{shown}  ({result['videos']} x {result['size']}, {result['steps']} steps, seed "
+        f"{result['seed']}, {result['device']}, {result['seconds']:.1f} s)"
     )
-
-
-def output_names(output: Path, count: int) -> list[Path]:
-    """`fire.mp4` for one video; `fire-000.mp4`, `fire-001.mp4`, ... for several."""
-    if count == 1:
-        return [output]
-    digits = max(3, len(str(count - 1)))
-    return [output.with_name(f"{output.stem}-{i:0{digits}d}{output.suffix}") for i in range(count)]
-
-
-def _videos(backend: Backend, job: Plan, count: int) -> Iterator[NDArray[np.uint8]]:
-    from stg_runtime.synthesize import synthesize as make
-
-    chains = backend.chains(job.graph)
-    with progress_bar() as bar:
-        task = bar.add_task("steps", total=count * job.n_steps) if bar else None
-        for number in range(count):
-
-            def told(step: int, energy: float, number: int = number) -> None:
-                if bar is not None and task is not None:
-                    done = number * job.n_steps + step
-                    bar.figures = f"video {number + 1} of {count}, energy {energy:.5g}"
-                    bar.update(task, completed=done)
-
-            video = make(chains, backend.metadata, job, number=number, progress=told)
-            if bar is None and count > 1:
-                print(f"video {number + 1} of {count}", file=sys.stderr)
-            yield video
-
-
-def _write(
-    videos: Iterator[NDArray[np.uint8]],
-    names: list[Path],
-    fps: float,
-    *,
-    together: bool,
-    grid: bool,
-    overwrite: bool,
-) -> None:
-    import numpy as np
-
-    from stg_runtime.video import tile
-    from stg_runtime.video_write import write_video
-
-    if not together:
-        for name, video in zip(names, videos, strict=True):
-            write_video(name, video, fps, overwrite=overwrite)
-        return
-    stack = np.stack(list(videos))
-    write_video(names[0], tile(stack) if grid else stack, fps, overwrite=overwrite)
+    print(line, file=sys.stderr if str(output) == "-" else sys.stdout)
 
 
 @app.command()

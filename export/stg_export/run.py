@@ -9,7 +9,7 @@ from typing import Final
 from stg_export.onnx import export_energy_grad
 from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image, pack_spot
 from stg_runtime.errors import InputError
-from stg_train.descriptor import AXES, Descriptor, min_size
+from stg_train.descriptor import AXES, Descriptor, min_size, top_units
 from stg_train.run import load_energy, read_run_clips
 from stg_train.sample import lengths
 
@@ -85,6 +85,7 @@ def export_run(
                 f"{needed}. Use a larger size"
             )
         graph.append(needed)
+    units = top_units(layers, trained)
     free_axes: tuple[Axis, ...] = () if static else ("N", *free)
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
@@ -116,6 +117,9 @@ def export_run(
                 free_axes=free_axes,
                 graph_size=graph_size,
                 min_size=graph_size if static else least,
+                stride=units.stride,
+                receptive_field=units.receptive_field,
+                padding=units.padding,
                 clips=checkpoint.clips,
                 precision=precision,
                 opset=opset,

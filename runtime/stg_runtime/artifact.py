@@ -37,6 +37,8 @@ Precision = Literal["fp32", "fp16"]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
+_Natural = Annotated[int, Field(ge=0)]
+_Triple = tuple[_Count, _Count, _Count]
 
 
 def check_stable(step_size: float, reference_std: float) -> None:
@@ -103,6 +105,11 @@ class Metadata(_Strict):
         free_axes: axes whose size the graph leaves open; the others are fixed at `graph_size`.
         graph_size: what the graph takes on its fixed axes (margins included).
         min_size: smallest graph size on the free axes.
+        stride: voxels between neighbouring top units of the network, (T, H, W); None, as the two
+            below, where the exporter did not know the network.
+        receptive_field: voxels that one top unit reads, (T, H, W).
+        padding: voxels that the first top unit reads before the video begins, (T, H, W): unit j
+            reads voxels j * stride - padding to j * stride - padding + receptive_field - 1.
         clips: SHA-256 of each prepared training clip (uint8, T x H x W x C).
         precision: of the convolutions; inputs and outputs are float32 always.
         opset: ONNX operator set.
@@ -131,6 +138,9 @@ class Metadata(_Strict):
     free_axes: tuple[Axis, ...]
     graph_size: Size
     min_size: Size
+    stride: _Triple | None = None
+    receptive_field: _Triple | None = None
+    padding: tuple[_Natural, _Natural, _Natural] | None = None
     clips: tuple[str, ...]
     precision: Precision
     opset: _Count

@@ -12,7 +12,9 @@ Gousseau, Morel, "Random phase textures: theory and synthesis", IEEE TIP 2011 (t
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -76,14 +78,47 @@ class Spot:
         mean, spot, rest = self._mean[clip], self._clips[clip], noise[count:]
         if self.axes == "space-time":
             torus = self._torus(shape, wrap)
-            spectrum = np.fft.rfftn(_folded(spot, torus), axes=(1, 2, 3))
-            spectrum *= np.fft.rfftn(rest.reshape(torus))
-            whole = np.fft.irfftn(spectrum, s=torus, axes=(1, 2, 3)).astype(np.float32)
-            made = whole[:, : shape[1], : shape[2], : shape[3]]
+            made = _convolved(spot, rest.reshape(torus), (slice(shape[1]), *shape[2:]))
         else:
             assert shape[2:] == spot.shape[2:]
             made = self._along_time(spot, rest.reshape(GRID * GRID, -1), shape, wrap[0])
-        return np.ascontiguousarray(made + mean, np.float32)
+        made += mean
+        return made
+
+    def stream(self, draw: Callable[[int, int], Float32], shape: Shape) -> Iterator[Float32]:
+        """First noise of a video without end, block by block.
+
+        Args:
+            draw: draw(b, size) gives the standard normal values of block b.
+            shape: (C, T, H, W) of a block.
+
+        Yields:
+            (C, T, H, W), model units: blocks that follow each other without a seam.
+        """
+        count, before = len(self._clips), self._clips.shape[2] - 1
+        # Noise of one frame: a value for each cell, or for each place of a torus of H and W.
+        frame: tuple[int, ...] = (GRID * GRID,)
+        if self.axes == "space-time":
+            frame = self._torus(shape, NO_WRAP)[1:]
+        values = math.prod(frame)
+        # The frames before the beginning have noise, too; blocks may be shorter than these.
+        lead = -(-before // shape[1])
+        held = np.concatenate([draw(b, shape[1] * values) for b in range(lead)] or [draw(0, 0)])
+        tail = held[held.size - before * values :].reshape(-1, *frame)
+        clip = int(np.argmax(draw(lead, count)))
+        mean, spot = self._mean[clip], self._clips[clip]
+        for b in itertools.count(lead):
+            new = draw(b, count + shape[1] * values)[count:].reshape(-1, *frame)
+            noise = np.concatenate([tail, new])
+            tail = noise[len(noise) - before :]
+            if self.axes == "space-time":
+                torus = np.zeros((_smooth(len(noise)), *frame), np.float32)
+                torus[: len(noise)] = noise
+                made = _convolved(spot, torus, (slice(before, before + shape[1]), *shape[2:]))
+            else:
+                made = self._along_time(spot, noise.T, shape, loop=False)
+            made += mean
+            yield made
 
     @staticmethod
     def _along_time(spot: Float32, noise: Float32, shape: Shape, loop: bool) -> Float32:
@@ -131,7 +166,22 @@ def _cells(size: int) -> NDArray[np.float32]:
     return np.where(distance < 1, np.cos(np.pi / 2 * distance), 0).astype(np.float32)
 
 
-def _folded(spot: Float32, torus: tuple[int, int, int]) -> Float32:
+def _convolved(spot: Float32, noise: Float32, kept: tuple[slice, int, int]) -> Float32:
+    """Spot (C, T, H, W) and noise (T, H, W) around the noise's torus; a part of the result.
+
+    One channel after the other: a whole video's transforms would not fit where the video does.
+    """
+    spectrum = np.fft.rfftn(noise)
+    channels = []
+    for channel in spot:
+        own = np.fft.rfftn(_folded(channel[None], noise.shape)[0])
+        own *= spectrum
+        whole = np.fft.irfftn(own, s=noise.shape, axes=(0, 1, 2))
+        channels.append(whole[kept[0], : kept[1], : kept[2]].astype(np.float32))
+    return np.stack(channels)
+
+
+def _folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
     """The spot, (C, T, H, W), wrapped around a torus, of any size."""
     for axis, size in enumerate(torus, start=1):
         lacking = -spot.shape[axis] % size

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stg_runtime.artifact import Metadata, Size
-from stg_runtime.backends.base import Chains
+from stg_runtime.artifact import Axis, Metadata, Size
+from stg_runtime.backends.base import Backend, Chains, HostGradient
 from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.footage import Footage, begin
 from stg_runtime.langevin import Float32
-from stg_runtime.spot import first_noise
+from stg_runtime.memory import plan_windows
+from stg_runtime.spot import Wrap, first_noise
 from stg_runtime.video import to_pixels
+from stg_runtime.windows import Windowed, check_period
 
 Progress = Callable[[int, float], None]
 """Called after each Langevin step with its number, from 1, and the mean energy before it (NaN on a
@@ -31,6 +34,8 @@ class Plan:
         n_steps: Langevin steps.
         seed: of the noise.
         margin: frames cut at each end.
+        periodic: axes that go round.
+        context: frames of given video at the beginning and the end of the walk, cut too.
     """
 
     size: Size
@@ -38,6 +43,13 @@ class Plan:
     n_steps: int
     seed: int
     margin: int
+    periodic: tuple[Axis, ...] = ()
+    context: tuple[int, int] = (0, 0)
+
+    @property
+    def wrap(self) -> Wrap:
+        """For T, H, W: does the axis go round?"""
+        return "T" in self.periodic, "H" in self.periodic, "W" in self.periodic
 
 
 def plan(
@@ -47,6 +59,9 @@ def plan(
     size: tuple[int, int] | None = None,
     n_steps: int | None = None,
     seed: int = 0,
+    loop: bool = False,
+    tile: bool = False,
+    context: tuple[int, int] = (0, 0),
 ) -> Plan:
     """Check what is asked for against what the model can do; the defaults are the model's.
 
@@ -56,6 +71,10 @@ def plan(
         size: (height, width) of the finished video, pixels.
         n_steps: Langevin steps.
         seed: of the noise, 0 <= seed < 2^64.
+        loop: the last frame runs into the first; there are no margins then.
+        tile: the right edge runs into the left one, and the lower into the upper.
+        context: frames of given video that the walk is held to at its beginning and end; they
+            stand in for the margins.
 
     Raises:
         InputError: a size the model cannot make, or an option out of range.
@@ -68,6 +87,8 @@ def plan(
         raise InputError(f"--seed {seed}: from 0 to {2**64 - 1}")
     height, width = size or (metadata.size.height, metadata.size.width)
     want = (frames if frames is not None else metadata.size.frames, height, width)
+    periodic: tuple[Axis, ...] = (*(("T",) if loop else ()), *(("H", "W") if tile else ()))
+    margin = 0 if loop or any(context) else metadata.margin_frames
     graph = []
     for axis, option, asked, fixed, least, extra in (
         (
@@ -76,11 +97,15 @@ def plan(
             want[0],
             metadata.graph_size.frames,
             metadata.min_size.frames,
-            2 * metadata.margin_frames,
+            2 * margin + sum(context),
         ),
         ("H", "--size height", want[1], metadata.graph_size.height, metadata.min_size.height, 0),
         ("W", "--size width", want[2], metadata.graph_size.width, metadata.min_size.width, 0),
     ):
+        if axis in periodic:
+            check_period(metadata, axis, asked, "--loop" if axis == "T" else f"--tile, {axis}")
+            graph.append(asked)
+            continue
         if axis not in metadata.free_axes and asked + extra != fixed:
             raise InputError(
                 f"{option} {asked}: this model makes {fixed - extra} only; leave the option out, "
@@ -94,7 +119,9 @@ def plan(
         graph=(1, metadata.channels, graph[0], graph[1], graph[2]),
         n_steps=n_steps or metadata.n_steps,
         seed=seed,
-        margin=metadata.margin_frames,
+        margin=margin,
+        periodic=periodic,
+        context=context,
     )
 
 
@@ -106,15 +133,78 @@ def _way_out(metadata: Metadata, axis: str) -> str:
     return "train with a recipe that is convolutional in space (recipe st)"
 
 
+def fitted_chains(
+    backend: Backend,
+    job: Plan,
+    *,
+    count: int = 1,
+    limit: int | None = None,
+    held: float = 0.0,
+    pieces: tuple[int, int, int] | None = None,
+) -> Chains:
+    """Room for chains of a plan, in windows where they would not fit otherwise.
+
+    Args:
+        backend: that computes the gradient.
+        job: from `plan`.
+        count: of chains that are walked together.
+        limit: bytes this process may hold; None is no limit.
+        held: bytes that the caller holds besides, for instance finished videos.
+        pieces: how to cut T, H and W, instead of what would fit.
+
+    Raises:
+        InputError: it does not fit, or the device cannot do what is asked.
+    """
+    shape = (count, *job.graph[1:])
+    if not isinstance(backend, HostGradient):
+        if job.periodic:
+            raise InputError(
+                f"--loop and --tile do not work on {backend.description} yet; pass --device cpu"
+            )
+        return backend.chains(shape)
+    if pieces is None:
+        pieces = fitted_windows(backend, job, count=count, limit=limit, held=held)
+    if pieces == (1, 1, 1) and not job.periodic:
+        return backend.chains(shape)
+    return Windowed(backend, pieces=pieces, periodic=job.periodic).chains(shape)
+
+
+def fitted_windows(
+    gradient: HostGradient,
+    job: Plan,
+    *,
+    count: int = 1,
+    limit: int | None = None,
+    held: float = 0.0,
+) -> tuple[int, int, int]:
+    """How to cut T, H and W of a plan so that it fits; the arguments are `fitted_chains`'.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    per_voxel = (2 * 4 + 1) * job.graph[1] + (4 * job.graph[1] if any(job.context) else 0)
+    return plan_windows(
+        gradient,
+        job.graph[2:],
+        limit=limit,
+        periodic=job.periodic,
+        chains=count,
+        held=held,
+        per_voxel=per_voxel,
+        hint="--endless streams any length in constant memory" if not job.periodic else "",
+    ).pieces
+
+
 def synthesize(
     chains: Chains,
     metadata: Metadata,
     job: Plan,
     *,
     number: int,
+    footage: Footage | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
-    """Walk one chain from its first noise to a finished video.
+    """Walk one chain from its first noise to a finished video; see `synthesize_together`.
 
     Args:
         chains: room for one video of the plan's graph size, from `Backend.chains`.
@@ -122,6 +212,7 @@ def synthesize(
         job: from `plan`.
         number: of the video; with the seed it fixes every value of the noise, whatever other
             videos are made.
+        footage: given video to begin from or to be held to.
         progress: told of each step.
 
     Returns:
@@ -130,24 +221,64 @@ def synthesize(
     Raises:
         DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
     """
-    assert chains.shape == job.graph
-    chains.start(seed=job.seed, numbers=[number], init_std=metadata.init_std)
+    (video,) = synthesize_together(
+        chains, metadata, job, numbers=[number], footage=footage, progress=progress
+    )
+    return video
+
+
+def synthesize_together(
+    chains: Chains,
+    metadata: Metadata,
+    job: Plan,
+    *,
+    numbers: Sequence[int],
+    footage: Footage | None = None,
+    progress: Progress | None = None,
+) -> list[NDArray[np.uint8]]:
+    """Walk several chains from their first noise to finished videos.
+
+    Args:
+        chains: room for as many videos of the plan's graph size.
+        metadata: of the model.
+        job: from `plan`.
+        numbers: of the videos.
+        footage: given video to begin from or to be held to.
+        progress: told of each step.
+
+    Returns:
+        The videos, each uint8, (T, H, W, C), margins and given ends cut.
+
+    Raises:
+        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+    """
+    assert chains.shape == (len(numbers), *job.graph[1:])
+    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
     if metadata.spot_noise is not None:
-        first = first_noise(
+        chains.write(_spot_noise(metadata, job, numbers))
+    first = 1 if footage is None else begin(chains, metadata, footage, job.n_steps)
+    walk(chains, metadata, job, numbers=numbers, first=first, progress=progress)
+    x = chains.read()
+    kept = slice(job.margin + job.context[0], x.shape[2] - job.margin - job.context[1])
+    mean = metadata.mean()
+    if mean.ndim == 4:  # one image for each frame of the walk
+        mean = mean[:, kept]
+    return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+
+
+def _spot_noise(metadata: Metadata, job: Plan, numbers: Sequence[int]) -> Float32:
+    """First noise of these videos, (N, C, T, H, W), model units."""
+    first = np.empty((len(numbers), *job.graph[1:]), np.float32)
+    for row, number in zip(first, numbers, strict=True):
+        row[:] = first_noise(
             metadata.spot_noise,
             job.graph[1:],
             seed=job.seed,
             number=number,
             init_std=metadata.init_std,
+            wrap=job.wrap,
         )
-        chains.write(first[None])
-    walk(chains, metadata, job, numbers=[number], progress=progress)
-    x = chains.read()
-    kept = x[0, :, job.margin : x.shape[2] - job.margin]
-    mean = metadata.mean()
-    if mean.ndim == 4:  # one image for each frame of the walk
-        mean = mean[:, job.margin : x.shape[2] - job.margin]
-    return to_pixels(kept, mean, metadata.pixel_scale)
+    return first
 
 
 def walk(
@@ -156,20 +287,21 @@ def walk(
     job: Plan,
     *,
     numbers: Sequence[int],
+    first: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Make the Langevin steps of a plan on chains that were started.
+    """Make the Langevin steps of a plan, from step `first` on, on chains that were started.
 
     Raises:
         DivergenceError: an energy or the result is not finite.
     """
-    for step in range(1, job.n_steps + 1):
+    for step in range(first, job.n_steps + 1):
         energy = chains.step(step, step_size=metadata.step_size, noise_scale=metadata.noise_scale)
         if energy is not None:
-            _check_energies(chains.energies()[-2:], step - 1, job, metadata, numbers)
+            _check_energies(chains.energies()[-2:], max(first, step - 1), job, metadata, numbers)
         if progress is not None:
             progress(step, math.nan if energy is None else float(energy.mean()))
-    _check_energies(chains.energies(), 1, job, metadata, numbers)
+    _check_energies(chains.energies(), first, job, metadata, numbers)
     for number, video in zip(numbers, chains.read(), strict=True):
         if not np.isfinite(video.sum(dtype=np.float64)):
             raise DivergenceError(
@@ -188,7 +320,7 @@ def _check_energies(
     row, chain = (int(index) for index in bad[0])
     before = f", the one before {energies[row - 1, chain]:.4g}" if row else ""
     raise DivergenceError(
-        f"chain {numbers[chain]} (seed {job.seed}) became non-finite at step {max(first, 1) + row} "
+        f"chain {numbers[chain]} (seed {job.seed}) became non-finite at step {first + row} "
         f"(energy {energies[row, chain]}{before}); the model was trained for {metadata.n_steps} "
         f"steps of size {metadata.step_size:g}"
     )

@@ -1,20 +1,22 @@
-"""Videos out: .mp4, .webm, .gif, .npy, or a folder of PNGs, whole or not at all."""
+"""Videos out, whole or not at all: .mp4, .webm, .mkv, .gif, .npy, a folder of PNGs. And streams."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from stg_runtime.errors import InputError, StgError
-from stg_runtime.files import atomic_path, check_output
+from stg_runtime.files import TEMPORARY_PREFIX, atomic_path, check_output, remove_leftovers
 from stg_runtime.video import Frames
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".npy", ".png", "")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".npy", ".png", "")
+STREAM_SUFFIXES = (".mp4", ".webm", ".mkv", "")
 
 _BT709 = 1  # FFmpeg's number of the BT.709 matrix, primaries and transfer
 _LIMITED = 1  # ... and of 16..235 levels, which is what players expect of 4:2:0 video
@@ -26,8 +28,12 @@ _CODECS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
         {"crf": "15", "preset": "medium", "x264-params": "chromaloc=1"},
         {"movflags": "+faststart"},
     ),
+    ".mkv": ("libx264", {"crf": "15", "preset": "medium", "x264-params": "chromaloc=1"}, {}),
     ".webm": ("libvpx-vp9", {"crf": "18", "b:v": "0", "cpu-used": "4", "row-mt": "1"}, {}),
 }
+
+
+_LIVE = {".mp4": {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}}
 
 
 def check_video_output(path: Path, overwrite: bool) -> None:
@@ -81,8 +87,7 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
         StgError: the disk is full or the encoder failed.
     """
     check_video_output(path, overwrite)
-    if not (math.isfinite(fps) and 0.1 <= fps <= 1000):
-        raise InputError(f"{path}: {fps:g} frames per second; from 0.1 to 1000 can be written")
+    _check_rate(path, fps)
     assert frames.dtype == np.uint8
     assert frames.size, "a video without frames"
     assert frames.ndim == 4 or path.suffix.lower() == ".npy"
@@ -93,7 +98,8 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
     with atomic_path(path) as temporary:
         try:
             if suffix in _CODECS:
-                _encode(temporary, frames, fps, suffix)
+                with Encoder(temporary, suffix, fps) as encoder:
+                    encoder.write(frames)
             elif suffix == ".gif":
                 _write_gif(temporary, frames, fps)
             elif suffix == ".png":
@@ -109,22 +115,58 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
             ) from None
 
 
-def _encode(path: Path, frames: Frames, fps: float, suffix: str) -> None:
-    import av
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+class Encoder:
+    """A video that is written frame by frame, in constant memory.
 
-    codec, options, container_options = _CODECS[suffix]
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    with av.open(f"file:{path}", "w", options=container_options) as container:
-        rate = Fraction(fps).limit_denominator(100_000)
-        stream: Any = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1] + odd[1][1], frames.shape[2] + odd[2][1]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
-        for number, frame in enumerate(frames):
-            even = np.pad(frame, odd[1:], mode="edge") if odd[1][1] or odd[2][1] else frame
+    Use it as a context manager: leaving it, for whatever reason, completes the file.
+
+    Args:
+        target: a path, or a binary stream that cannot seek (a pipe).
+        suffix: ".mp4", ".webm" or ".mkv".
+        fps: frames per second.
+        live: keep the file playable while it grows: an .mp4 in fragments, frames encoded as they
+            come.
+    """
+
+    def __init__(
+        self, target: Path | BinaryIO, suffix: str, fps: float, live: bool = False
+    ) -> None:
+        import av
+
+        self._codec, options, container_options = _CODECS[suffix]
+        self._options = dict(options)
+        if live:
+            container_options = _LIVE.get(suffix, {})
+            if self._codec == "libx264":
+                self._options["preset"] = "veryfast"
+        self._rate = Fraction(fps).limit_denominator(100_000)
+        self._number = 0
+        self._stream: Any = None
+        piped = not isinstance(target, Path)
+        self._container = av.open(
+            target if piped else f"file:{target}",
+            "w",
+            format={".mkv": "matroska"}.get(suffix, suffix[1:]) if piped else None,
+            options=container_options,
+        )
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, frames: Frames) -> None:
+        """Add frames, uint8, (T, H, W, 3), all of one size."""
+        import av
+        from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+        odd = [(0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+        if self._stream is None:
+            self._open(frames.shape[1] + odd[0][1], frames.shape[2] + odd[1][1])
+        for frame in frames:
+            even = np.pad(frame, odd, mode="edge") if odd[0][1] or odd[1][1] else frame
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             # The most exact of the conversions that swscale offers.
             picture = picture.reformat(
@@ -137,11 +179,126 @@ def _encode(path: Path, frames: Frames, fps: float, suffix: str) -> None:
             )
             # The encoder spends bits by duration; without time stamps it guesses, and not always
             # the same.
-            picture.pts, picture.time_base = number, 1 / rate
-            for packet in stream.encode(picture):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            picture.pts, picture.time_base = self._number, 1 / self._rate
+            self._number += 1
+            for packet in self._stream.encode(picture):
+                self._container.mux(packet)
+
+    def _open(self, height: int, width: int) -> None:
+        self._stream = self._container.add_stream(
+            self._codec, rate=self._rate, options=self._options
+        )
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+
+    def close(self) -> None:
+        """Write what the encoder still holds and the end of the file."""
+        try:
+            if self._stream is not None:
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+        finally:
+            self._stream = None
+            self._container.close()
+
+
+class RawPipe:
+    """Frames as they are, rgb24, to a binary stream."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.flush()
+
+    def write(self, frames: Frames) -> None:
+        """Add frames, uint8, (T, H, W, 3)."""
+        self._stream.write(np.ascontiguousarray(frames).data)
+        self._stream.flush()
+
+
+class FrameFolder:
+    """A folder of PNGs that grows: a frame appears under its name when it is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._number = folder, 0
+        folder.mkdir(exist_ok=True)
+        for item in folder.iterdir():  # `check_output` let only an empty folder or frames pass
+            item.unlink()
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_leftovers(self._folder)
+
+    def write(self, frames: Frames) -> None:
+        """Add frames, uint8, (T, H, W, 3)."""
+        from PIL import Image
+
+        for frame in frames:
+            temporary = self._folder / f"{TEMPORARY_PREFIX}frame.png"
+            Image.fromarray(frame).save(temporary)
+            temporary.replace(self._folder / f"{self._number:05d}.png")
+            self._number += 1
+
+
+Writer = Encoder | RawPipe | FrameFolder
+
+
+def open_stream(
+    path: Path, fps: float, *, form: str | None = None, overwrite: bool = False
+) -> Writer:
+    """Where an endless video goes: a file or folder that grows under its own name, or stdout.
+
+    Args:
+        path: .mp4 (in fragments), .webm, .mkv, a folder without a suffix, or "-" for stdout.
+        fps: frames per second.
+        form: on stdout, "raw" for rgb24 frames or "matroska".
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: another suffix or form, or an output that cannot be written.
+    """
+    _check_rate(path, fps)
+    check_stream(path, form, overwrite)
+    if str(path) == "-":
+        if form == "matroska":
+            return Encoder(sys.stdout.buffer, ".mkv", fps, live=True)
+        return RawPipe(sys.stdout.buffer)
+    if path.suffix == "":
+        return FrameFolder(path)
+    return Encoder(path, path.suffix.lower(), fps, live=True)
+
+
+def check_stream(path: Path, form: str | None, overwrite: bool) -> None:
+    """Refuse an output that `open_stream` could not open, before the work starts.
+
+    Raises:
+        InputError: see `open_stream`.
+    """
+    if form not in (None, "raw", "matroska"):
+        raise InputError(f"--format {form}: expected raw or matroska")
+    if str(path) == "-":
+        if sys.stdout.isatty():
+            raise InputError("-o -: stdout is a terminal; pipe it, for instance into ffplay -")
+        return
+    if form is not None:
+        raise InputError(f"--format {form} is for -o - ; a file's suffix says its own format")
+    check_output(path, overwrite, suffixes=STREAM_SUFFIXES)
+
+
+def _check_rate(path: Path, fps: float) -> None:
+    if not (math.isfinite(fps) and 0.1 <= fps <= 1000):
+        raise InputError(f"{path}: {fps:g} frames per second; from 0.1 to 1000 can be written")
 
 
 def _write_gif(path: Path, frames: Frames, fps: float) -> None:

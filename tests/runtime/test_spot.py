@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from stg_runtime import spot as module
 from stg_runtime.langevin import standard_normal
-from stg_runtime.spot import Axes, Spot, Wrap, first_noise
+from stg_runtime.spot import NO_WRAP, Axes, Spot, Wrap, first_noise
 
 RNG = np.random.default_rng(5)
 CLIP = RNG.standard_normal((1, 2, 7, 6, 5)).astype(np.float32) + 3
@@ -106,3 +106,43 @@ def test_without_a_spot_it_is_the_white_noise_of_the_conventions() -> None:
     made = first_noise(None, SHAPE, seed=1, number=2, init_std=0.5)
     noise = standard_normal(made.size, seed=1, chain=2, step=0)
     assert np.array_equal(made.ravel(), noise * np.float32(0.5))
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+@pytest.mark.parametrize("frames", [2, 4, 9])
+def test_a_stream_is_one_process_across_its_blocks(axes: Axes, frames: int) -> None:
+    spot, shape = Spot(CLIP, axes), (2, frames, 6, 5)
+    blocks, numbers = 3 + 6 // frames, {}
+
+    def columns(pick: tuple[int, int] | None) -> NDArray[np.float32]:
+        """The first blocks when one value of the noise is 1 and all others 0."""
+
+        def draw(block: int, size: int) -> NDArray[np.float32]:
+            numbers[block] = max(numbers.get(block, 0), size)
+            noise = np.zeros(size, np.float32)
+            if pick is not None and pick[0] == block and pick[1] < size:
+                noise[pick[1]] = 1
+            return noise
+
+        stream = spot.stream(draw, shape)
+        return np.concatenate([next(stream) for _ in range(blocks)], 1)
+
+    still = columns(None)
+    picks = [(block, place) for block, size in list(numbers.items()) for place in range(size)]
+    A = np.stack([(columns(pick) - still).astype(float) for pick in picks], -1)
+    total = blocks * frames
+
+    def covariance(t: int, s: int) -> NDArray[np.float64]:
+        return A[:, t].reshape(-1, A.shape[-1]) @ A[:, s].reshape(-1, A.shape[-1]).T
+
+    # Stationary: pairs of frames at one distance are alike wherever the blocks end.
+    for lag in (0, 1, 3):
+        first = covariance(lag, 0)
+        assert np.abs(first).max() > 0.1
+        for t in range(1, total - lag):
+            np.testing.assert_allclose(covariance(t + lag, t), first, atol=1e-5)
+    # ... and it is the covariance of a video made in one piece.
+    whole = matrix(spot, (2, 9, 6, 5), NO_WRAP).reshape(2, 9, 6, 5, -1)
+    if axes == "time":
+        a, b = (whole[:, t].reshape(-1, whole.shape[-1]) for t in (1, 0))
+        np.testing.assert_allclose(a @ b.T, covariance(1, 0), atol=1e-5)

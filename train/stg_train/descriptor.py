@@ -174,6 +174,42 @@ def min_size(layers: Sequence[ConvSpec], size: tuple[int, int, int]) -> tuple[in
     return smallest[0], smallest[1], smallest[2]
 
 
+@dataclass(frozen=True)
+class TopUnits:
+    """Where the top units of a network look: triples are (T, H, W), voxels of the video.
+
+    Unit j reads voxels j * stride - padding to j * stride - padding + receptive_field - 1; those
+    before the first and behind the last voxel of the video are the zeros of some layer's padding.
+    """
+
+    stride: tuple[int, int, int]
+    receptive_field: tuple[int, int, int]
+    padding: tuple[int, int, int]
+
+
+def top_units(layers: Sequence[ConvSpec], size: tuple[int, int, int]) -> TopUnits:
+    """Stride, receptive field and padding of the top units, as multiples of one voxel.
+
+    Args:
+        layers: the convolutions, bottom first.
+        size: (T, H, W) that "full" kernels are resolved at.
+
+    Raises:
+        InputError: the size is too small for a layer.
+    """
+    stride, extent, padding = [1, 1, 1], [1, 1, 1], [0, 0, 0]
+    for spec, kernel in zip(layers, resolve_kernels(layers, size), strict=True):
+        for axis in range(3):
+            extent[axis] += (kernel[axis] - 1) * stride[axis]
+            padding[axis] += spec.padding[axis] * stride[axis]
+            stride[axis] *= spec.stride[axis]
+    return TopUnits(
+        (stride[0], stride[1], stride[2]),
+        (extent[0], extent[1], extent[2]),
+        (padding[0], padding[1], padding[2]),
+    )
+
+
 def init_he(descriptor: Descriptor, generator: torch.Generator) -> None:
     """Normal weights of standard deviation sqrt(2 / fan_in), zero biases (He et al. 2015)."""
     for conv in descriptor.convs:

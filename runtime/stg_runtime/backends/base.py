@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,7 @@ class Backend(Protocol):
         """
 
 
+@runtime_checkable
 class HostGradient(Protocol):
     """An energy gradient on NumPy arrays, evaluated in one run or piece by piece.
 

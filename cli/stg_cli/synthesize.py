@@ -1,0 +1,372 @@
+"""What `stg-run synthesize` does: check the whole request first, then make, write and report."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stg_cli.common import progress_bar
+from stg_runtime.backends import open_backend
+from stg_runtime.backends.base import Backend, HostGradient
+from stg_runtime.endless import GROUP, Endless, block_frames, stream_voxels
+from stg_runtime.errors import InputError
+from stg_runtime.footage import Footage, check_strength, read_ends, read_init
+from stg_runtime.memory import budget, plan_windows
+from stg_runtime.synthesize import (
+    Plan,
+    fitted_chains,
+    fitted_windows,
+    plan,
+    synthesize_together,
+)
+from stg_runtime.video import Frames, tile
+from stg_runtime.video_write import check_stream, check_video_output, open_stream, write_video
+from stg_runtime.windows import Windowed
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command; its `--help` says what they mean."""
+
+    model: Path
+    output: Path
+    count: int
+    frames: int | None
+    size: tuple[int, int] | None
+    steps: int | None
+    seed: int
+    loop: bool
+    tile: bool
+    stream_format: str | None
+    init: Path | None
+    strength: float
+    between: tuple[Path, Path] | None
+    fps: float | None
+    speed: float | None
+    first: int
+    only: int | None
+    skip_existing: bool
+    batch: int
+    ray: str | None
+    max_memory: str | None
+    device: str
+    grid: bool
+    threads: int | None
+    overwrite: bool
+
+    def rate(self, model_fps: float) -> float:
+        """Frames per second of the output."""
+        fps = self.fps if self.fps is not None else model_fps * (self.speed or 1.0)
+        if not 0.1 <= fps <= 1000:
+            raise InputError(f"{fps:g} frames per second; from 0.1 to 1000 can be written")
+        return fps
+
+
+def make_many(request: Request) -> dict[str, Any]:
+    """Make the videos of a request.
+
+    Returns:
+        The report, as `--json` prints it.
+
+    Raises:
+        InputError: something in the request cannot be done; nothing was written.
+        StgError: a video failed; those before it are there, whole.
+    """
+    _check(request)
+    wanted = _numbers(request)
+    together = request.grid or request.output.suffix.lower() == ".npy"
+    names = dict(zip(wanted, output_names(request, together), strict=False))
+    if request.skip_existing and not together:
+        wanted = [number for number in wanted if not names[number].exists()]
+    for number in wanted[:1] if together else wanted:
+        check_video_output(names[number], request.overwrite)
+    backend = open_backend(request.model, request.device, request.threads)
+    metadata = backend.metadata
+    fps = request.rate(metadata.fps)
+    job, footage = _prepare(request, backend)
+    limit = budget(request.max_memory)
+    finished = 3.0 * job.size.frames * job.size.height * job.size.width
+    held = finished * (2 * len(wanted) if together else request.batch)
+    if footage is not None:
+        given = (footage.init, footage.before, footage.after)
+        held += sum(x.nbytes for x in given if x is not None)
+    began = time.perf_counter()
+    if not wanted:
+        pass
+    elif request.ray is not None:
+        _farm(request, backend, job, footage, wanted, names, fps, limit)
+    else:
+        videos = _videos(backend, job, footage, wanted, request.batch, limit, held)
+        if together:
+            stack = np.stack([video for _, video in videos])
+            grid = tile(stack) if request.grid else stack
+            write_video(names[wanted[0]], grid, fps, overwrite=request.overwrite)
+        else:
+            for number, video in videos:
+                write_video(names[number], video, fps, overwrite=request.overwrite)
+    seconds = time.perf_counter() - began
+    return {
+        "files": [str(names[number]) for number in (wanted[:1] if together else wanted)],
+        "videos": len(wanted),
+        "size": str(job.size),
+        "steps": job.n_steps,
+        "seed": request.seed,
+        "device": backend.description,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(len(wanted) * job.size.frames / seconds, 2),
+    }
+
+
+def _check(request: Request) -> None:
+    if request.fps is not None and request.speed is not None:
+        raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
+    if request.speed is not None and not request.speed > 0:
+        raise InputError(f"--speed {request.speed:g}: must be above 0")
+    check_strength(request.strength)
+    if request.init is not None and request.between is not None:
+        raise InputError("--init and --between exclude each other")
+    if request.between is not None and request.loop:
+        raise InputError("--between and --loop exclude each other: a loop has no ends")
+    if str(request.output) == "-" or request.stream_format is not None:
+        raise InputError("-o - and --format stream video: add --endless (--frames T ends it)")
+    if request.skip_existing and request.overwrite:
+        raise InputError("--skip-existing and --overwrite exclude each other")
+    together = request.grid or request.output.suffix.lower() == ".npy"
+    if request.ray is not None and together:
+        raise InputError("--ray writes a file per video; leave --grid out and do not write .npy")
+    last = request.first + request.count - 1
+    if request.only is not None and not request.first <= request.only <= last:
+        raise InputError(
+            f"--only {request.only}: the videos are {request.first} to {last}; see -n and --first"
+        )
+
+
+def _numbers(request: Request) -> list[int]:
+    if request.only is not None:
+        return [request.only]
+    return list(range(request.first, request.first + request.count))
+
+
+def output_names(request: Request, together: bool = False) -> list[Path]:
+    """`fire.mp4` for one video; `fire-000.mp4`, `fire-001.mp4`, ... for several."""
+    output, last = request.output, request.first + request.count - 1
+    if together or last == 0:
+        return [output]
+    digits = max(3, len(str(last)))
+    return [
+        output.with_name(f"{output.stem}-{number:0{digits}d}{output.suffix}")
+        for number in _numbers(request)
+    ]
+
+
+def _prepare(request: Request, backend: Backend) -> tuple[Plan, Footage | None]:
+    metadata = backend.metadata
+    asked: dict[str, Any] = {
+        "size": request.size,
+        "n_steps": request.steps,
+        "seed": request.seed,
+        "loop": request.loop,
+        "tile": request.tile,
+    }
+    if request.between is not None:
+        if request.frames is None:
+            raise InputError("--between needs --frames: how many lie between the two clips")
+        size = request.size or (metadata.size.height, metadata.size.width)
+        before, after = read_ends(request.between, metadata, size)
+        footage = Footage(before=before, after=after)
+        return plan(metadata, frames=request.frames, context=footage.context, **asked), footage
+    job = plan(metadata, frames=request.frames, **asked)
+    if request.init is None:
+        return job, None
+    init = read_init(request.init, metadata, job.size, job.margin)
+    return job, Footage(init=init, strength=request.strength)
+
+
+def _videos(
+    backend: Backend,
+    job: Plan,
+    footage: Footage | None,
+    numbers: Sequence[int],
+    batch: int,
+    limit: int | None,
+    held: float,
+) -> Iterator[tuple[int, Frames]]:
+    if batch > 1 and "N" not in backend.metadata.free_axes:
+        raise InputError("--batch: this model takes one video at a time; export without --static")
+    batch = min(batch, len(numbers))
+    chains = fitted_chains(backend, job, count=batch, limit=limit, held=held)
+    with progress_bar() as bar:
+        task = bar.add_task("steps", total=len(numbers) * job.n_steps) if bar else None
+        done = 0
+        for place in range(0, len(numbers), batch):
+            group = numbers[place : place + batch]
+            if len(group) < batch:
+                chains = fitted_chains(backend, job, count=len(group), limit=limit, held=held)
+
+            def told(step: int, energy: float, done: int = done) -> None:
+                if bar is not None and task is not None:
+                    bar.figures = f"video {done + 1} of {len(numbers)}, energy {energy:.5g}"
+                    bar.update(task, completed=done * job.n_steps + step * batch)
+
+            videos = synthesize_together(
+                chains, backend.metadata, job, numbers=group, footage=footage, progress=told
+            )
+            done += len(group)
+            if bar is None and len(numbers) > 1:
+                print(f"video {done} of {len(numbers)}", file=sys.stderr)
+            yield from zip(group, videos, strict=True)
+
+
+def _farm(
+    request: Request,
+    backend: Backend,
+    job: Plan,
+    footage: Footage | None,
+    numbers: Sequence[int],
+    names: dict[int, Path],
+    fps: float,
+    limit: int | None,
+) -> None:
+    from stg_runtime.farm import Order, connect, make_on_farm
+
+    assert request.ray is not None
+    threads = request.threads or 1
+    pieces = (1, 1, 1)
+    if isinstance(backend, HostGradient):
+        pieces = fitted_windows(backend, job, limit=limit)
+    model = request.model.read_bytes()
+    ray = connect(request.ray)
+    try:
+        order = Order(model, request.device, threads, job, pieces, footage)
+        for done, (number, video, _) in enumerate(make_on_farm(ray, order, numbers), 1):
+            write_video(names[number], video, fps, overwrite=request.overwrite)
+            print(f"video {done} of {len(numbers)}: {names[number]}", file=sys.stderr)
+    finally:
+        ray.shutdown()
+
+
+def stream(request: Request) -> dict[str, Any]:
+    """Stream an endless video until --frames are written or the user stops it.
+
+    Ctrl-C and SIGTERM end it as --frames does: the file is closed whole.
+
+    Returns:
+        The report, as `--json` prints it.
+
+    Raises:
+        InputError: something in the request cannot be done; nothing was written.
+        StgError: the walk failed; what was made is in the file, which is whole.
+    """
+    unfit = {
+        "--loop": request.loop,
+        "--init": request.init is not None,
+        "--between": request.between is not None,
+        "--grid": request.grid,
+        "--ray": request.ray is not None,
+        "-n": request.count > 1,
+        "--first": request.first > 0,
+        "--skip-existing": request.skip_existing,
+    }
+    for option, given in unfit.items():
+        if given:
+            raise InputError(f"--endless and {option} exclude each other")
+    if request.fps is not None and request.speed is not None:
+        raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
+    check_stream(request.output, request.stream_format, request.overwrite)
+    backend = open_backend(request.model, request.device, request.threads)
+    metadata = backend.metadata
+    fps = request.rate(metadata.fps)
+    block = block_frames(metadata)
+    job = plan(
+        metadata,
+        size=request.size,
+        n_steps=request.steps,
+        seed=request.seed,
+        tile=request.tile,
+        frames=(GROUP + 2) * block,
+    )
+    if not isinstance(backend, HostGradient):
+        raise InputError(f"--endless does not work on {backend.description} yet; pass --device cpu")
+    height, width = job.size.height, job.size.width
+    window = (GROUP + 2) * block
+    windows = plan_windows(
+        backend,
+        (window, height, width),
+        limit=budget(request.max_memory),
+        periodic=job.periodic,
+        held=4.0 * metadata.channels * stream_voxels(metadata, job.n_steps, height, width),
+        per_voxel=2 * 4 * metadata.channels,
+    )
+    gradient: HostGradient = backend
+    if windows.pieces != (1, 1, 1) or job.periodic:
+        gradient = Windowed(backend, pieces=windows.pieces, periodic=job.periodic)
+    source = Endless(gradient, (height, width), n_steps=job.n_steps, seed=request.seed)
+    written, began = 0, time.perf_counter()
+    with (
+        open_stream(
+            request.output, fps, form=request.stream_format, overwrite=request.overwrite
+        ) as writer,
+        _stoppable() as stop,
+    ):
+        for frames in source:
+            left = len(frames) if request.frames is None else request.frames - written
+            with stop.later():
+                writer.write(frames[:left])
+                written += min(left, len(frames))
+            if request.frames is not None and written >= request.frames:
+                break
+    seconds = time.perf_counter() - began
+    return {
+        "files": [str(request.output)],
+        "videos": 1,
+        "size": f"{written}x{height}x{width}",
+        "steps": job.n_steps,
+        "seed": request.seed,
+        "device": backend.description,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(written / seconds, 2),
+    }
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM: at once while frames are computed, afterwards while they are written."""
+
+    def __init__(self) -> None:
+        self._writing = self._asked = False
+
+    def ask(self, _number: int, _frame: object) -> None:
+        """The signals' handler."""
+        self._asked = True
+        if not self._writing:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Do not leave in the middle of this block."""
+        self._writing = True
+        yield
+        self._writing = False
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    """A block that the signals end, quietly."""
+    stop = _Stop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop.ask) for number in signals]
+    try:
+        with suppress(KeyboardInterrupt):
+            yield stop
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,324 @@
+"""How much memory a walk takes, before it starts: a budget, a measurement, and windows that fit."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stg_runtime.artifact import Axis, Metadata, Size
+from stg_runtime.errors import InputError
+from stg_runtime.windows import AXES, Reach, cover, reach
+
+if TYPE_CHECKING:
+    from stg_runtime.backends.base import HostGradient
+
+MIB = 1 << 20
+_UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
+_SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
+_UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
+_OUTPUT = 48 * MIB  # the libraries and buffers of an encoder
+_MIXED = 1.1  # pieces of several shapes do not fill the memory that each other left
+_SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 18  # voxels: half a second on one core
+
+
+def parse_memory(text: str, option: str = "--max-memory") -> int:
+    """Bytes of "2G", "500M", "1.5GiB"; units of 1024.
+
+    Raises:
+        InputError: not such a text, or nothing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    value = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if not value:
+        raise InputError(f"{option} {text}: expected a size such as 2G or 500M")
+    return value
+
+
+def show_memory(count: float) -> str:
+    """A number of bytes as `--max-memory` takes it, rounded up: "1.3G", "180M"."""
+    if count >= 10 << 30:
+        return f"{math.ceil(count / (1 << 30))}G"
+    return f"{math.ceil(count / MIB)}M"
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds now; 0 where the system does not say."""
+    return _status("VmRSS")
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, and of its container.
+
+    None where the system does not say.
+    """
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text()
+        found.append(int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) << 10)
+    except (OSError, IndexError):
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        folder = Path("/sys/fs/cgroup")
+        limit = int((folder / "memory.max").read_text())
+        found.append(max(0, limit - int((folder / "memory.current").read_text())))
+    except (OSError, ValueError):  # no container, or "max"
+        pass
+    return min(found) if found else None
+
+
+def budget(max_memory: str | None) -> int | None:
+    """Bytes this process may hold in all: as the user says, or most of what is free.
+
+    None: nobody knows, and nothing is bounded.
+    """
+    if max_memory is not None:
+        return parse_memory(max_memory)
+    free = free_memory()
+    return None if free is None else resident_memory() + int(_SHARE * free)
+
+
+def _status(field: str) -> int:
+    try:
+        found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) << 10 if found else 0
+
+
+def _peak(reset: bool = False) -> int:
+    """Largest memory this process held, bytes: since the last reset where Linux allows one."""
+    if reset:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    found = _status("VmHWM")
+    if found or sys.platform == "win32":
+        return found
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used << 10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Memory that a gradient takes: `fixed` + `per_voxel` x voxels of all chains, bytes.
+
+    A voxel is one pixel of one frame, whatever its colours. Input and output are not counted.
+    """
+
+    fixed: float
+    per_voxel: float
+
+    def of(self, voxels: float) -> float:
+        """Bytes for a gradient of that many voxels."""
+        return self.fixed + self.per_voxel * voxels
+
+
+def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
+    """Run two small gradients and see what they take.
+
+    Memory is nearly linear in the voxels, and a little less for a large piece than for a small one
+    (ends are padded). Measure a gradient once: what it took it keeps, and a second measurement
+    would find nothing.
+
+    Args:
+        gradient: to be measured.
+        room: bytes that the measurement itself should stay below.
+    """
+    metadata = gradient.metadata
+    points: list[tuple[int, float]] = []
+    base = resident_memory()
+    probe = float(_SMALLEST_PROBE)
+    for _ in range(2):
+        size = _probe(metadata, probe)
+        shape = (1, metadata.channels, size.frames, size.height, size.width)
+        voxels = math.prod(shape[2:])
+        if points and voxels <= points[0][0]:
+            break
+        x, grad = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        _peak(reset=True)
+        gradient.bind(x, grad)
+        gradient.run()
+        points.append((voxels, _peak() - base - 2 * x.nbytes))
+        if points[-1][1] <= 0:
+            return Cost(0, _UNMEASURED)
+        probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
+    voxels, taken = points[-1]
+    return Cost(0, _MIXED * taken / voxels)
+
+
+def _probe(metadata: Metadata, voxels: float) -> Size:
+    """The model's own size, made smaller along its free axes to about so many voxels."""
+    whole, least = metadata.graph_size, metadata.min_size
+    free = [axis in metadata.free_axes for axis in AXES]
+    share = min(1.0, voxels / (whole.frames * whole.height * whole.width))
+    share = share ** (1 / max(1, sum(free)))
+    frames, height, width = (
+        max(low, round(n * share)) if is_free else n
+        for n, low, is_free in zip(
+            (whole.frames, whole.height, whole.width),
+            (least.frames, least.height, least.width),
+            free,
+            strict=True,
+        )
+    )
+    return Size(frames=frames, height=height, width=width)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a video is cut.
+
+    Attributes:
+        pieces: of each axis, (T, H, W).
+        largest: voxels of the largest piece.
+        work: voxels that all pieces and overlaps have together, over the video's own.
+    """
+
+    pieces: tuple[int, int, int]
+    largest: int
+    work: float
+
+
+def choose_windows(
+    metadata: Metadata,
+    lengths: Sequence[int],
+    largest: float,
+    periodic: Sequence[Axis] = (),
+) -> Windows | None:
+    """The cut with the least work whose pieces have at most `largest` voxels; None: none has.
+
+    Args:
+        metadata: of the model.
+        lengths: (T, H, W) of the whole video.
+        largest: voxels of a piece.
+        periodic: axes that go round.
+
+    Raises:
+        InputError: the video must be cut, and the file does not say how (see `reach`).
+    """
+    tables = []
+    if math.prod(lengths) <= largest and not periodic:
+        return Windows((1, 1, 1), math.prod(lengths), 1.0)
+    for axis, length in zip(AXES, lengths, strict=True):
+        known = reach(metadata, axis)
+        tables.append(_cuts(length, known, axis in periodic))
+    best: Windows | None = None
+    for h_pieces, h_largest, h_work in tables[1]:
+        for w_pieces, w_largest, w_work in tables[2]:
+            # The lengths of T's pieces fall with their number: the first that fits is the best.
+            longest = largest / (h_largest * w_largest)
+            place = bisect.bisect_left(tables[0], -longest, key=_minus_longest)
+            if place == len(tables[0]):
+                continue
+            pieces, t_largest, t_work = tables[0][place]
+            work = t_work * h_work * w_work / math.prod(lengths)
+            if best is None or work < best.work:
+                volume = t_largest * h_largest * w_largest
+                best = Windows((pieces, h_pieces, w_pieces), volume, work)
+    return best
+
+
+def _minus_longest(cut: tuple[int, int, int]) -> int:
+    return -cut[1]
+
+
+def _cuts(length: int, known: Reach | None, periodic: bool) -> list[tuple[int, int, int]]:
+    """Ways to cut an axis: number of pieces, longest piece, length of all pieces and overlaps."""
+    most = 1 if known is None else max(1, math.ceil(length / known.stride))
+    counts = [*range(1, min(most, 64) + 1)]
+    while counts[-1] < most:
+        counts.append(min(most, math.ceil(counts[-1] * 1.25)))
+    cuts: list[tuple[int, int, int]] = []
+    for count in counts:
+        pieces = cover(length, known, pieces=count, periodic=periodic)
+        longest = max(item.length for item in pieces)
+        if not cuts or longest < cuts[-1][1]:
+            cuts.append((count, longest, sum(item.length for item in pieces)))
+    return cuts
+
+
+def plan_windows(
+    gradient: HostGradient,
+    lengths: Sequence[int],
+    *,
+    limit: int | None,
+    periodic: Sequence[Axis] = (),
+    chains: int = 1,
+    held: float = 0.0,
+    per_voxel: float | None = None,
+    hint: str = "",
+) -> Windows:
+    """Choose windows so that the whole process stays within its memory.
+
+    Args:
+        gradient: that will compute the pieces; measured when the video is not clearly small.
+        lengths: (T, H, W) of the walk, margins included.
+        limit: bytes this process may hold in all; None is no limit.
+        periodic: axes that go round.
+        chains: walked together.
+        held: bytes that the caller will hold besides.
+        per_voxel: bytes that the caller holds for each voxel of each chain; None for what a walk
+            of chains takes and their finished pixels.
+        hint: what else the user could do, for the message that nothing fits.
+
+    Raises:
+        InputError: it does not fit: the message has the figure and the most that would fit.
+    """
+    metadata = gradient.metadata
+    voxels = chains * math.prod(lengths)
+    if per_voxel is None:
+        per_voxel = (2 * 4 + 1) * metadata.channels
+    whole = choose_windows(metadata, lengths, math.inf, periodic)
+    assert whole is not None
+    room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
+    fixed = resident_memory() + _OUTPUT + held
+    if limit is None:
+        return whole
+    if fixed + voxels * per_voxel + chains * whole.largest * (_UNMEASURED + room) <= limit:
+        return whole
+    cost = measure(gradient, limit - fixed - voxels * per_voxel)
+    left = limit - fixed - voxels * per_voxel - cost.fixed
+    most = left / (chains * (cost.per_voxel + room))
+    uncut = left / (chains * cost.per_voxel)
+    if not periodic and whole.largest <= uncut:
+        return whole
+    found = choose_windows(metadata, lengths, most, periodic) if most > 0 else None
+    if found is not None:
+        return found
+    smallest = _smallest_piece(metadata, lengths, periodic)
+    window = cost.fixed + chains * smallest * (cost.per_voxel + room)
+    needed = fixed + voxels * per_voxel + window
+    message = (
+        f"--max-memory {show_memory(limit)}: this run needs at least {show_memory(needed)} "
+        f"({show_memory(voxels * per_voxel + held)} for the video, {show_memory(window)} for its "
+        f"smallest window, {show_memory(fixed - held)} for the program)"
+    )
+    area = chains * lengths[1] * lengths[2] * per_voxel
+    longest = int((limit - fixed - window) // area) if area else 0
+    if (
+        "T" in metadata.free_axes
+        and longest > 2 * metadata.margin_frames + metadata.min_size.frames
+    ):
+        margin = 0 if "T" in periodic else 2 * metadata.margin_frames
+        if longest - margin < lengths[0]:
+            message += f"; --frames {longest - margin} would fit"
+    raise InputError(message + (f"; {hint}" if hint else ""))
+
+
+def _smallest_piece(metadata: Metadata, lengths: Sequence[int], periodic: Sequence[Axis]) -> int:
+    volume = 1
+    for axis, length in zip(AXES, lengths, strict=True):
+        volume *= _cuts(length, reach(metadata, axis), axis in periodic)[-1][1]
+    return volume
