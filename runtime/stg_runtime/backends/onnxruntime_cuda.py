@@ -63,9 +63,7 @@ class OnnxRuntimeCuda:
     # onnxruntime captures its run in a graph of its own; it may not run inside another capture.
     in_graph = False
 
-    def __init__(
-        self, path: Path, index: int = 0, options: CudaOptions | None = None
-    ) -> None:
+    def __init__(self, path: Path, index: int = 0, options: CudaOptions | None = None) -> None:
         self.options = options or CudaOptions()
         self._onnxruntime = require_cuda_wheel()
         self.device: CudaDevice = open_device(index)
@@ -238,7 +236,7 @@ def check_placement(session: Any, path: Path) -> None:
 
 
 def require_cuda_wheel() -> Any:
-    """onnxruntime with its CUDA provider.
+    """Onnxruntime with its CUDA provider.
 
     Raises:
         InputError: none, the wheel for the CPU, or both wheels.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.backends.cuda.compile import kernels
