@@ -26,7 +26,15 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from stg_export.cleaning import clean, is_random
-from stg_export.lowering import full_layer, full_layer_input_grad, input_grad, is_full
+from stg_export.lowering import (
+    blocked_input_grad,
+    blocked_layer,
+    full_layer,
+    full_layer_input_grad,
+    input_grad,
+    is_blockable,
+    is_full,
+)
 from stg_runtime.artifact import Precision
 from stg_runtime.errors import InputError
 
@@ -127,7 +135,8 @@ def trace(
         traced = make_fx(
             graph,
             tracing_mode="symbolic",
-            decomposition_table=_DECOMPOSITIONS | ({} if lowering == "none" else _lowered(found)),
+            decomposition_table=_DECOMPOSITIONS
+            | ({} if lowering == "none" else _lowered(found, lowering == "space-to-depth")),
             _allow_non_fake_inputs=True,
         )(example)
     clean(traced)
@@ -137,7 +146,7 @@ def trace(
             f"{type(energy).__name__}: draws random numbers ({random[0]}); an energy must give the "
             "same value for the same input"
         )
-    return traced, found[0] if found else "none"
+    return traced, max(found, default="none")  # "space-to-depth" includes "matmul"
 
 
 # --- backward operators, written as forward ones
@@ -227,25 +236,38 @@ _DECOMPOSITIONS |= {
 }
 
 
-def _lowered(found: list[str]) -> dict[Any, Callable[..., Any]]:
-    """Decompositions for lowering "matmul"; notes in `found` that there was something to lower."""
+def _lowered(found: list[str], blocks: bool) -> dict[Any, Callable[..., Any]]:
+    """Decompositions for lowering "matmul" or, with `blocks`, "space-to-depth".
+
+    Notes in `found` what was lowered.
+    """
 
     def convolution(
         x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *args: Any
     ) -> Any:
         dilation, transposed, _, groups = args
-        if not is_full(x, weight, padding, dilation, transposed, groups):
-            return NotImplemented
-        found.append("matmul")
-        return full_layer(x, weight, bias, stride, padding)
+        if is_full(x, weight, padding, dilation, transposed, groups):
+            found.append("matmul")
+            return full_layer(x, weight, bias, stride, padding)
+        if blocks and is_blockable(dilation, transposed) and any(s > 1 for s in stride):
+            found.append("space-to-depth")
+            return blocked_layer(x, weight, bias, stride, padding, groups)
+        return NotImplemented
 
     def convolution_backward(
         grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *args: Any
     ) -> Any:
         stride, padding, dilation, transposed, _, groups, output_mask = args
-        if not output_mask[0] or not is_full(x, weight, padding, dilation, transposed, groups):
+        if not output_mask[0]:
+            return None, None, None
+        if is_full(x, weight, padding, dilation, transposed, groups):
+            dx = full_layer_input_grad(grad, x, weight, stride, padding, plain=blocks)
+        elif blocks and is_blockable(dilation, transposed):
+            found.append("space-to-depth")
+            dx = blocked_input_grad(grad, x.shape[2:], weight, stride, padding, dilation, groups)
+        else:
             return _convolution_backward(grad, x, weight, bias_sizes, *args)
-        return full_layer_input_grad(grad, x, weight, stride, padding), None, None
+        return dx, None, None
 
     return {
         aten.convolution.default: convolution,
