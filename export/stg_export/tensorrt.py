@@ -89,10 +89,7 @@ def export_engine(
         from stg_runtime.backends.cuda.device import open_device
 
         trt = load_tensorrt()
-        try:
-            device = open_device(0)
-        except InputError as error:
-            raise InputError(f"{error}; or build for other machines with --target") from None
+        device = open_device(0)
         gpu, driver = device.name, ".".join(str(part) for part in device.driver_version)
         capabilities = (f"sm{device.capability[0]}{device.capability[1]}",)
     static = not metadata.free_axes

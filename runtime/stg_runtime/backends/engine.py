@@ -258,7 +258,7 @@ def build(
     if not path.is_file():
         raise InputError(f"{path}: no such file; write one with stg-export")
     if targets:
-        _check_targets(trt, targets)
+        check_targets(trt, targets)
     log = error_log(trt)
     builder = trt.Builder(log)
     # Precision is the graph's own. TensorRT for RTX and TensorRT 11 know nothing else.
@@ -295,7 +295,12 @@ def build(
     return bytes(engine)
 
 
-def _check_targets(trt: Any, targets: Sequence[str]) -> None:
+def check_targets(trt: Any, targets: Sequence[str]) -> None:
+    """Refuse a target that this TensorRT does not build for.
+
+    Raises:
+        InputError: lists those that it does.
+    """
     if not hasattr(trt, "ComputeCapability"):
         raise InputError(
             f"{product(trt)} builds for the GPU it runs on; targets need TensorRT for RTX: "

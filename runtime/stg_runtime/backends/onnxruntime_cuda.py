@@ -8,6 +8,7 @@ import gc
 import io
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -19,7 +20,7 @@ import numpy as np
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, VIDEO
 from stg_runtime.backends.base import Shape
 from stg_runtime.backends.cuda.chains import DeviceChains, too_large
-from stg_runtime.backends.cuda.device import CudaDevice, open_device
+from stg_runtime.backends.cuda.device import CudaDevice, open_device, require_driver
 from stg_runtime.backends.onnxruntime_cpu import open_session, require_onnxruntime
 from stg_runtime.errors import InputError, StgError
 
@@ -65,6 +66,7 @@ class OnnxRuntimeCuda:
 
     def __init__(self, path: Path, index: int = 0, options: CudaOptions | None = None) -> None:
         self.options = options or CudaOptions()
+        require_driver()
         self._onnxruntime = require_cuda_wheel()
         self.device: CudaDevice = open_device(index)
         preload(self._onnxruntime)
@@ -116,6 +118,21 @@ class OnnxRuntimeCuda:
                 f"onnxruntime failed on {self.device.name} at a video of {self._shape}: "
                 f"{_one_line(error)}"
             ) from None
+
+    def product(
+        self, model: bytes, n: int, half: bool, addresses: Sequence[int]
+    ) -> Callable[[], None]:
+        """Enqueues c = a b of `matmul_model`, n x n at the three addresses; for measurement."""
+        provider = provider_options(self.device, self.options, graph=False)
+        session = self._onnxruntime.InferenceSession(model, providers=[(CUDA, provider)])
+        if CUDA not in session.get_providers():
+            raise StgError("the matrix product does not run on the GPU")
+        kind = np.float16 if half else np.float32
+        binding = session.io_binding()
+        for name, address in zip("abc", addresses, strict=True):
+            bind = binding.bind_output if name == "c" else binding.bind_input
+            bind(name, "cuda", self.device.index, kind, (n, n), address)
+        return lambda: session.run_with_iobinding(binding, self._run_options)
 
     def _open(self, shape: Shape) -> Any:
         """A session on the GPU alone, with a CUDA graph where that holds."""

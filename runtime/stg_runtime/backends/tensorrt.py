@@ -7,13 +7,15 @@ Not onnxruntime's TensorRT provider, whose wheels link another TensorRT major
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, VIDEO
 from stg_runtime.backends.base import Shape
 from stg_runtime.backends.cuda.chains import DeviceChains, buffer_bytes, too_large
-from stg_runtime.backends.cuda.device import CudaDevice, open_device
+from stg_runtime.backends.cuda.device import CudaDevice, open_device, require_driver
 from stg_runtime.backends.engine import (
     EngineCache,
     Record,
@@ -57,6 +59,7 @@ class TensorRt:
         say: Say | None = None,
         cache: EngineCache | None = None,
     ) -> None:
+        require_driver()
         self._trt = load_tensorrt()
         self.device: CudaDevice = open_device(index)
         _, self.metadata = open_session(path, 1, optimize=False)
@@ -136,6 +139,26 @@ class TensorRt:
         """See `DeviceGradient.run`."""
         if not self._context.execute_async_v3(self.device.stream):
             raise StgError(f"{self.device.name}: TensorRT failed ({self._reason()})")
+
+    def product(
+        self, model: bytes, n: int, half: bool, addresses: Sequence[int]
+    ) -> Callable[[], None]:
+        """Enqueues c = a b of `matmul_model`, n x n at the three addresses; for measurement."""
+        with tempfile.TemporaryDirectory(prefix="stg-") as folder:
+            path = Path(folder) / "product.onnx"
+            path.write_bytes(model)
+            data = build(self._trt, path, shapes=None, tf32=self._tf32)
+        engine = self._runtime.deserialize_cuda_engine(data)
+        context = engine.create_execution_context() if engine is not None else None
+        if context is None:
+            raise StgError(f"TensorRT does not run a matrix product ({self._reason()})")
+        for name, address in zip("abc", addresses, strict=True):
+            context.set_tensor_address(name, address)
+
+        def run() -> None:
+            context.execute_async_v3(self.device.stream)
+
+        return run
 
     def _build(self, wanted: Record, why: str) -> Any:
         size = "x".join(str(extent) for extent in wanted.shapes[1])

@@ -73,6 +73,7 @@ class DeviceChains:
         graph: False launches step by step; for comparison.
 
     Attributes:
+        device: that they live on.
         graph_note: why no graph is used, or "".
 
     Raises:
@@ -82,11 +83,11 @@ class DeviceChains:
     def __init__(self, gradient: DeviceGradient, shape: Shape, *, graph: bool = True) -> None:
         self.shape = shape
         self._gradient = gradient
-        self._device = device = gradient.device
+        self.device = gradient.device
         self._size = prod(shape[1:])
         self._owned: list[int] = []
         values = 4 * prod(shape)
-        check_memory(device, shape, buffer_bytes(shape))
+        check_memory(self.device, shape, buffer_bytes(shape))
         self._x, self._grad = self._allocate(values), self._allocate(values)
         self._energy = self._allocate(4 * shape[0])
         self._rows = self._allocate(4 * shape[0] * ROWS)
@@ -102,7 +103,7 @@ class DeviceChains:
         self._bound = False
 
     def _allocate(self, size: int) -> int:
-        address = self._device.allocate(size)
+        address = self.device.allocate(size)
         self._owned.append(address)
         return address
 
@@ -110,7 +111,7 @@ class DeviceChains:
         """Give the memory back."""
         self._forget_graph()
         while self._owned:
-            self._device.free(self._owned.pop())
+            self.device.free(self._owned.pop())
 
     def __del__(self) -> None:
         with suppress(Exception):  # at the interpreter's end the driver may be gone
@@ -119,7 +120,7 @@ class DeviceChains:
     def start(self, *, seed: int, numbers: Sequence[int], init_std: float) -> None:
         """See `Chains.start`."""
         assert len(numbers) == self.shape[0]
-        self._device.activate()
+        self.device.activate()
         if not self._bound:
             self._gradient.bind(self.shape, self._x, self._energy, self._grad)
             self._bound = True
@@ -127,8 +128,8 @@ class DeviceChains:
         self._kept = []
         self._state[:] = 0
         self._state["seed"], self._state["step"] = seed, 1
-        self._device.upload(self._walk, self._state)
-        self._device.upload(self._numbers, np.array(numbers, np.uint64))
+        self.device.upload(self._walk, self._state)
+        self.device.upload(self._numbers, np.array(numbers, np.uint64))
         self._launch(
             "stg_start",
             *(pointer(self._x), pointer(self._walk), pointer(self._numbers)),
@@ -138,18 +139,18 @@ class DeviceChains:
     def write(self, x: Float32) -> None:
         """See `Chains.write`."""
         assert x.shape == self.shape
-        self._device.upload(self._x, np.ascontiguousarray(x, np.float32))
+        self.device.upload(self._x, np.ascontiguousarray(x, np.float32))
         self._hold()
 
     def clamp(self, values: Float32, known: NDArray[np.bool_]) -> None:
         """See `Chains.clamp`."""
         assert values.shape == known.shape == self.shape
         if not self._known:
-            check_memory(self._device, self.shape, 5 * prod(self.shape))
+            check_memory(self.device, self.shape, 5 * prod(self.shape))
             self._known = self._allocate(prod(self.shape))
             self._values = self._allocate(4 * prod(self.shape))
-        self._device.upload(self._known, np.ascontiguousarray(known, np.bool_).view(np.uint8))
-        self._device.upload(self._values, np.ascontiguousarray(values, np.float32))
+        self.device.upload(self._known, np.ascontiguousarray(known, np.bool_).view(np.uint8))
+        self.device.upload(self._values, np.ascontiguousarray(values, np.float32))
         self._set_held(True)
         self._hold()
 
@@ -159,19 +160,19 @@ class DeviceChains:
         if state["row"][0] == ROWS:
             self._kept.append(self._read_rows())
             state["row"] = 0
-            self._device.upload(self._walk, state)
+            self.device.upload(self._walk, state)
         # As the CPU's update rounds them.
         want = (number, np.float32(step_size**2 / 2), np.float32(step_size * noise_scale))
         if tuple(state[["step", "drift", "spread"]][0]) != want:
             state["step"], state["drift"], state["spread"] = want
-            self._device.upload(self._walk, state)
+            self.device.upload(self._walk, state)
         if self._graph is None and self._warm and not self.graph_note:
             try:
-                self._graph = self._device.capture(self._enqueue)
+                self._graph = self.device.capture(self._enqueue)
             except StgError as error:
                 self.graph_note = f"launched step by step: {error}"
         if self._graph is not None:
-            self._device.replay(self._graph)
+            self.device.replay(self._graph)
         else:
             self._enqueue()
             self._warm = True  # engines settle their memory in a first run outside a graph
@@ -185,7 +186,7 @@ class DeviceChains:
     def read(self) -> Float32:
         """See `Chains.read`."""
         x = np.empty(self.shape, np.float32)
-        self._device.download(self._x, x)
+        self.device.download(self._x, x)
         return x
 
     def run_part(self, part: str) -> None:
@@ -210,7 +211,7 @@ class DeviceChains:
         )
 
     def _launch(self, kernel: str, *arguments: Any) -> None:
-        self._device.launch(kernel, (blocks(self._size), self.shape[0]), *arguments)
+        self.device.launch(kernel, (blocks(self._size), self.shape[0]), *arguments)
 
     def _hold(self) -> None:
         if self._held:
@@ -227,13 +228,13 @@ class DeviceChains:
 
     def _forget_graph(self) -> None:
         if self._graph is not None:
-            self._device.drop(self._graph)
+            self.device.drop(self._graph)
             self._graph = None
 
     def _read_rows(self) -> Float32:
         rows = np.empty((int(self._state["row"][0]), self.shape[0]), np.float32)
         if rows.size:
-            self._device.download(self._rows, rows)
+            self.device.download(self._rows, rows)
         return rows
 
 

@@ -227,13 +227,14 @@ def open_device(index: int = 0) -> CudaDevice:
     return device
 
 
-def load_driver() -> Any:
-    """The driver's bindings, initialized.
+def require_driver() -> None:
+    """Is there a driver at all? Asked first: without one, no package helps.
+
+    The bindings' own search for the library can hang after it failed (13.5).
 
     Raises:
-        InputError: see `open_device`.
+        InputError: there is none.
     """
-    # The library first: the bindings' own search for it can hang after it failed (13.5).
     try:
         ctypes.CDLL(_DRIVER)
     except OSError:
@@ -241,6 +242,15 @@ def load_driver() -> Any:
             f"no NVIDIA driver on this machine ({_DRIVER} is not found): install one, or pass "
             "--device cpu"
         ) from None
+
+
+def load_driver() -> Any:
+    """The driver's bindings, initialized.
+
+    Raises:
+        InputError: see `open_device`.
+    """
+    require_driver()
     if importlib.util.find_spec("cuda") is None or (
         importlib.util.find_spec("cuda.bindings") is None
     ):
