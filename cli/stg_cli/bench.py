@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,52 +119,80 @@ def _show(r: dict[str, Any]) -> None:
 def time_torch(
     run: Path, shape: Shape, metadata: Metadata, *, gpu: bool, repeats: int
 ) -> dict[str, Any]:
-    """The same step in PyTorch: eager autograd and, on a GPU, compiled; the faster one counts."""
+    """The same step in PyTorch; see `time_energy`.
+
+    Raises:
+        InputError: not a run, or PyTorch finds no GPU.
+    """
     import torch
 
     from stg_runtime.errors import InputError
-    from stg_runtime.threads import usable_threads
-    from stg_train.chains import energy_and_grad
     from stg_train.run import load_energy
 
     if gpu and not torch.cuda.is_available():
         raise InputError(
             f"--vs torch: PyTorch {torch.__version__} finds no usable GPU; install a CUDA build"
         )
+    energy, _ = load_energy(run)
+    return time_energy(
+        energy, shape, metadata.step_size, metadata.noise_scale, gpu=gpu, repeats=repeats
+    )
+
+
+def time_energy(
+    energy: Any, shape: Shape, step_size: float, noise_scale: float, *, gpu: bool, repeats: int
+) -> dict[str, Any]:
+    """A Langevin step in PyTorch: eager autograd and, on a GPU, compiled; TF32 where there is.
+
+    Returns:
+        `torch_ms`, of each way; `torch_step_ms` and `torch_how`, of the faster; `torch_failed`.
+    """
+    import torch
+
+    from stg_runtime.langevin import langevin_step
+    from stg_runtime.threads import usable_threads
+    from stg_train.chains import energy_and_grad
+
     where = torch.device("cuda" if gpu else "cpu")
     if gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     else:
         torch.set_num_threads(usable_threads())
-    energy, _ = load_energy(run)
     energy = energy.to(where).eval().requires_grad_(False)
-    step_size, noise = metadata.step_size, metadata.noise_scale
 
     def timed(function: Any) -> float:
-        x = torch.randn(shape, device=where) * metadata.init_std
+        x = torch.randn(shape, device=where)
         found = []
-        for index in range(3 + repeats):
+        for index in range(_WARM + repeats):
             if gpu:
                 torch.cuda.synchronize()
             began = time.perf_counter()
             _, grad = energy_and_grad(function, x)
-            x = x - grad * (step_size**2 / 2) + torch.randn_like(x) * (step_size * noise)
+            noise = torch.randn_like(x)
+            x = langevin_step(x, grad, noise, step_size=step_size, noise_scale=noise_scale)
             if gpu:
                 torch.cuda.synchronize()
-            if index >= 3:
+            if index >= _WARM:
                 found.append(time.perf_counter() - began)
-        return 1e3 * sorted(found)[len(found) // 2]
+        return 1e3 * statistics.median(found)
 
-    times = {"eager": timed(energy)}
+    times, failed = {"eager": timed(energy)}, ""
     if gpu:
         try:
             times["torch.compile"] = timed(torch.compile(energy))
         except Exception as error:  # a compiler that is missing or refuses is not our figure
-            times["torch.compile"] = float("inf")
-            print(f"torch.compile: {' '.join(str(error).split())[:200]}")
+            failed = f"torch.compile: {' '.join(str(error).split())[:200]}"
     how = min(times, key=lambda name: times[name])
-    return {"torch_step_ms": times[how], "torch_how": how, "torch_ms": times}
+    return {
+        "torch_step_ms": times[how],
+        "torch_how": how,
+        "torch_ms": times,
+        "torch_failed": failed,
+    }
+
+
+_WARM = 3  # steps before the clock runs: algorithm search, compilation
 
 
 def engine(

@@ -151,6 +151,12 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
       host_step(x, grad, known, value, energy, energies, walk, chains, size, rows, gy);
     });
   }
+  if (name == "stg_words") {
+    u64 seed = pointer(0), chain = pointer(1), groups = pointer(3);
+    u32 step = *(u32 *)p[2];
+    u64 *words = (u64 *)pointer(4);
+    return enqueue("stg_words", [=] { host_words(seed, chain, step, groups, words); });
+  }
   return 500; // not found
 }
 R cuStreamBeginCapture_v2(void *, int) {
