@@ -23,7 +23,7 @@ def open_backend(
     Args:
         path: the .onnx file.
         device: "auto", "cpu", "cuda", "cuda:i" or "tensorrt" ("tensorrt:i"). "auto" is onnxruntime
-            on the first GPU where that works, else the CPU; on a machine with a GPU it says on
+            on the first GPU where that works, else the CPU; on a machine with a driver it says on
             stderr why the GPU is not used.
         threads: of the processor; None for all this process may use.
         may_build: TensorRT may build an engine that is not in the cache, which takes minutes.
@@ -38,29 +38,43 @@ def open_backend(
     if asked is None or (asked[2] is not None and asked[1] in ("auto", "cpu")):
         raise InputError(f"--device {device}: expected auto, cpu, cuda, cuda:i or tensorrt")
     kind, index = asked[1], int(asked[2] or 0)
-    if kind == "tensorrt":
-        from stg_runtime.backends.tensorrt import TensorRt
-
-        return TensorRt(path, index, may_build=may_build, tf32=tf32)
-    if kind == "cuda":
-        return _cuda(path, index, tf32)
-    if kind == "auto":
-        from stg_runtime.doctor import nvidia_gpu
-
-        # Asked of nvidia-smi: a process that will run on the CPU need not touch the driver.
-        if nvidia_gpu() is not None:
-            try:
+    if kind in ("tensorrt", "cuda"):
+        try:
+            if kind == "cuda":
                 return _cuda(path, index, tf32)
-            except StgError as error:
-                if not path.is_file():
-                    raise
-                print(f"auto: the CPU, because {error}", file=sys.stderr)
+            return _tensorrt(path, index, may_build, tf32)
+        except InputError as error:
+            about_file = str(error).startswith(f"{path}:")
+            raise InputError(str(error) if about_file else f"--device {device}: {error}") from None
+    if kind == "auto" and _has_driver():
+        try:
+            return _cuda(path, index, tf32)
+        except StgError as error:
+            if str(error).startswith(f"{path}:"):
+                raise
+            print(f"auto: the CPU, because {error}", file=sys.stderr)
     from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
     return OnnxRuntimeCpu(path, threads)
+
+
+def _has_driver() -> bool:
+    from stg_runtime.backends.cuda.device import require_driver
+
+    try:
+        require_driver()
+    except InputError:
+        return False
+    return True
 
 
 def _cuda(path: Path, index: int, tf32: bool) -> Backend:
     from stg_runtime.backends.onnxruntime_cuda import CudaOptions, OnnxRuntimeCuda
 
     return OnnxRuntimeCuda(path, index, CudaOptions(tf32=tf32))
+
+
+def _tensorrt(path: Path, index: int, may_build: bool, tf32: bool) -> Backend:
+    from stg_runtime.backends.tensorrt import TensorRt
+
+    return TensorRt(path, index, may_build=may_build, tf32=tf32)

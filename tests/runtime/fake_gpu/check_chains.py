@@ -181,5 +181,5 @@ def test_a_driver_that_will_not_do(
 
 
 def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(InputError, match=r"--device cuda:3: there is one GPU here, counted from 0"):
+    with pytest.raises(InputError, match="no GPU 3: there is one GPU here, counted from 0"):
         open_device(3)

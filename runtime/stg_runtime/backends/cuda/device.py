@@ -214,7 +214,7 @@ def open_device(index: int = 0) -> CudaDevice:
     if index >= count:
         have = "there is one GPU" if count == 1 else f"there are {count} GPUs"
         raise InputError(
-            f"--device cuda:{index}: {have} here, counted from 0; pass a lower number (or change "
+            f"no GPU {index}: {have} here, counted from 0; pass a lower number (or change "
             "CUDA_VISIBLE_DEVICES)"
         )
     device = CudaDevice(driver, index)
