@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,8 +35,22 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option(min=17, max=20, help="ONNX operator set.")] = 18,
     lowering: Annotated[
-        str, typer.Option(help="How the graph computes the network: auto, or none for as written.")
+        Literal["auto", "none", "matmul", "space-to-depth"],
+        typer.Option(help="How the graph computes the network; none is as written."),
     ] = "auto",
+    tensorrt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.engine", help="Also build a TensorRT engine, with OUT.engine.json beside."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="smXX,...",
+            help="GPUs to build it for without having one, e.g. sm86,sm89 [default: this one].",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -45,7 +61,13 @@ def export(
     """
     require("train", "torch", "safetensors", "onnx", "onnxscript")
     from stg_export import export_run
+    from stg_runtime.errors import InputError
 
+    targets = [name.strip() for name in target.split(",")] if target else []
+    if targets and tensorrt is None:
+        raise InputError("--target says what --tensorrt OUT.engine is built for; give that too")
+    if tensorrt is not None:
+        _check_engine(tensorrt, targets, overwrite)
     metadata = export_run(
         run,
         output,
@@ -57,9 +79,20 @@ def export(
         lowering=lowering,
         overwrite=overwrite,
     )
+    record = None
+    if tensorrt is not None:
+        from stg_export.tensorrt import export_engine
+
+        def say(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        record = export_engine(
+            output, metadata, tensorrt, targets=targets, overwrite=overwrite, say=say
+        )
     if as_json:
         result = metadata.model_dump(mode="json", exclude={"mean_image"})
-        print_json({"file": str(output), **result})
+        engine = {"engine": {"file": str(tensorrt), **asdict(record)}} if record else {}
+        print_json({"file": str(output), **result, **engine})
         return
     print(f"{'N x C x T x H x W':<22} {'energy error':>13} {'gradient error':>15}")
     for figure in metadata.parity:
@@ -70,6 +103,31 @@ def export(
         f"{metadata.opset}, lowering {metadata.lowering}; next: stg-run synthesize {output} "
         "-o OUT.mp4)"
     )
+    if record is not None and tensorrt is not None:
+        print(
+            f"{tensorrt}  ({tensorrt.stat().st_size / 1e6:.1f} MB, {record.tensorrt}, for "
+            f"{', '.join(record.capabilities)}; next, there: stg-run engine {output} {tensorrt})"
+        )
+
+
+def _check_engine(engine: Path, targets: list[str], overwrite: bool) -> None:
+    """Refuse before the export what would be refused after it."""
+    from stg_runtime.backends.engine import MODULES, RTX, check_targets, load_tensorrt, sidecar
+    from stg_runtime.errors import InputError
+    from stg_runtime.files import check_output
+
+    check_output(engine, overwrite, suffixes=[".engine"])
+    check_output(sidecar(engine), overwrite)
+    trt = load_tensorrt(RTX if targets else MODULES)
+    if targets:
+        check_targets(trt, targets)
+        return
+    from stg_runtime.backends.cuda.device import open_device
+
+    try:
+        open_device(0)
+    except InputError as error:
+        raise InputError(f"{error}; or build for other machines with --target") from None
 
 
 def main() -> None:

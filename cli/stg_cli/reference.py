@@ -24,10 +24,8 @@ def reference() -> str:
         ("stg-train", train.app, []),
         ("stg-export", export.app, []),
     ]
-    commands += [
-        (f"stg-run {name}", run.app, [name])
-        for name in ("synthesize", "compare", "report", "sheet", "info", "doctor")
-    ]
+    names = ("synthesize", "compare", "report", "sheet", "info", "bench", "engine", "doctor")
+    commands += [(f"stg-run {name}", run.app, [name]) for name in names]
     runner = CliRunner()
     page = [_HEAD]
     for name, app, arguments in commands:

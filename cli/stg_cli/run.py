@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stg_cli import bench
 from stg_cli.common import (
     AsJson,
     Debug,
@@ -287,6 +288,10 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
             print(f"\nproblem: {fault['problem']}\n    fix: {fault['fix']}")
     if not found.devices:
         raise typer.Exit(1)
+
+
+app.command()(bench.bench)
+app.command()(bench.engine)
 
 
 def _table(rows: dict[str, str]) -> None:

@@ -28,13 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stg_export.cleaning import clean, is_random
 from stg_export.lowering import (
+    blocked_input_grad,
+    blocked_layer,
     full_layer,
     full_layer_input_grad,
     input_grad,
+    is_blockable,
     is_full,
-    pays_in_phases,
-    phase_input_grad,
 )
+from stg_export.phases import pays_in_phases, phase_input_grad
 from stg_runtime.artifact import Precision
 from stg_runtime.errors import InputError
 
@@ -137,7 +139,8 @@ def trace(
         traced = make_fx(
             graph,
             tracing_mode="symbolic",
-            decomposition_table=_DECOMPOSITIONS | ({} if lowering == "none" else _lowered(found)),
+            decomposition_table=_DECOMPOSITIONS
+            | ({} if lowering == "none" else _lowered(found, lowering)),
             _allow_non_fake_inputs=True,
         )(example)
     clean(traced)
@@ -147,7 +150,7 @@ def trace(
             f"{type(energy).__name__}: draws random numbers ({random[0]}); an energy must give the "
             "same value for the same input"
         )
-    return traced, "+".join(sorted(found)) or "none"
+    return traced, _name(found)
 
 
 # --- backward operators, written as forward ones
@@ -237,28 +240,46 @@ _DECOMPOSITIONS |= {
 }
 
 
-def _lowered(found: set[str]) -> dict[Any, Callable[..., Any]]:
-    """Decompositions of lowering "auto"; notes in `found` which ways were taken."""
+def _name(found: set[str]) -> str:
+    """What a file records of the lowerings that were applied."""
+    if "space-to-depth" in found:
+        return "space-to-depth"  # includes "matmul"
+    return "+".join(sorted(found)) or "none"
+
+
+def _lowered(found: set[str], lowering: str) -> dict[Any, Callable[..., Any]]:
+    """Decompositions of a lowering; notes in `found` which ways were taken."""
+    blocks, phases = lowering == "space-to-depth", lowering == "auto"
 
     def convolution(
         x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *args: Any
     ) -> Any:
         dilation, transposed, _, groups = args
-        if not is_full(x, weight, padding, dilation, transposed, groups):
-            return NotImplemented
-        found.add("matmul")
-        return full_layer(x, weight, bias, stride, padding)
+        if is_full(x, weight, padding, dilation, transposed, groups):
+            found.add("matmul")
+            return full_layer(x, weight, bias, stride, padding)
+        if blocks and is_blockable(dilation, transposed) and any(s > 1 for s in stride):
+            found.add("space-to-depth")
+            return blocked_layer(x, weight, bias, stride, padding, groups)
+        return NotImplemented
 
     def convolution_backward(
         grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *args: Any
     ) -> Any:
         stride, padding, dilation, transposed, _, groups, output_mask = args
-        if output_mask[0] and is_full(x, weight, padding, dilation, transposed, groups):
-            return full_layer_input_grad(grad, x, weight, stride, padding), None, None
-        if output_mask[0] and pays_in_phases(weight, stride, padding, dilation, transposed, groups):
+        if not output_mask[0]:
+            return None, None, None
+        if is_full(x, weight, padding, dilation, transposed, groups):
+            dx = full_layer_input_grad(grad, x, weight, stride, padding, plain=blocks)
+        elif blocks and is_blockable(dilation, transposed):
+            found.add("space-to-depth")
+            dx = blocked_input_grad(grad, x.shape[2:], weight, stride, padding, dilation, groups)
+        elif phases and pays_in_phases(weight, stride, padding, dilation, transposed, groups):
             found.add("phases")
-            return phase_input_grad(grad, x.shape[2:], weight, stride, padding), None, None
-        return _convolution_backward(grad, x, weight, bias_sizes, *args)
+            dx = phase_input_grad(grad, x.shape[2:], weight, stride, padding)
+        else:
+            return _convolution_backward(grad, x, weight, bias_sizes, *args)
+        return dx, None, None
 
     return {
         aten.convolution.default: convolution,

@@ -1,20 +1,21 @@
 """Other ways to compute the same layer, where one is faster.
 
-"matmul": a spatially full layer sums over whole frames: for a runtime it is a convolution with one
-output position per frame and a kernel of megabytes, which onnxruntime unrolls column by column. As
-matrix products with the same weights, both directions read each weight once: 3 to 5 times faster on
-the CPU (fc-s-large: 0.49 s to 0.16 s per gradient, on one core).
+A spatially full layer sums over whole frames: for a runtime it is a convolution with one output
+position per frame and a kernel of megabytes, which onnxruntime unrolls column by column. As matrix
+products with the same weights, both directions read each weight once: 3 to 5 times faster on the
+CPU (fc-s-large: 0.49 s to 0.16 s per gradient, on one core).
 
-"phases": the input gradient of a convolution with stride s is a transposed convolution, which
-onnxruntime makes as one product that writes every tap of every output, then adds these up. Output
-positions of one phase (position modulo s) see the same taps, so that the gradient is also plain
-convolutions, one per group of phases with equally many taps, whose outputs are interleaved. The
-number of multiplications is the same; the large buffer is gone.
+A strided first layer has 3 channels and a kernel of 7 or 15: cuDNN has no path through tensor cores
+for it. Space-to-depth moves the pixels of each block of stride x stride x stride into channels; the
+layer becomes a convolution of stride 1 over blocks, with stride^3 times the channels and a kernel
+of ceil(kernel / stride), zeros filling its last block up: 2.7 (kernel 15, stride 7), 2.1 (7, 3) or
+1.5 (7, 2) times the products. Its input gradient is then a plain convolution too, with the kernel
+flipped, and no transposed convolution is left in the graph.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,13 +24,14 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-LOWERINGS: Final = ("auto", "none")
-"""What may be asked for: what pays, or the network as written. A file records what was applied."""
+LOWERINGS: Final = ("auto", "none", "matmul", "space-to-depth")
+"""What may be asked for.
 
-
-# Phases unroll faster than a transposed convolution adds up: at 1.5 times the values (`st` at paper
-# size) they take half the time, at 40 times (`fc-s`) four times as long.
-_WORTH: Final = 3
+"none": the network as written. "matmul": spatially full layers as matrix products. "auto": what
+pays where it was measured, the CPU: that, and gradients of strided layers by phases (`phases.py`).
+"space-to-depth": "matmul", and every other convolution with stride 1, its gradient as a plain
+convolution. A file records what was applied.
+"""
 
 
 def is_full(
@@ -81,12 +83,21 @@ def full_layer(
 
 
 def full_layer_input_grad(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *,
+    plain: bool = False,
 ) -> Tensor:
-    """The input's gradient of `full_layer`, of the shape of `x`, from that of its responses."""
+    """The input's gradient of `full_layer`, of the shape of `x`, from that of its responses.
+
+    With `plain`, its part along time is a `blocked_input_grad`: no transposed convolution.
+    """
     N, C, T, H, W = x.shape
     F, K = weight.shape[0], weight.shape[2]
-    spread = input_grad(
+    spread = (blocked_input_grad if plain else input_grad)(
         grad.view(*grad.shape[:3]), [T], _diagonal(weight), stride[:1], padding[:1], [1], F
     )  # (N, F * K, T): which response each kernel slice of each frame went to
     spread = spread.transpose(1, 2).reshape(1, N * T, F * K)
@@ -131,153 +142,162 @@ def input_grad(
     return out
 
 
-def pays_in_phases(
+def is_blockable(dilation: Sequence[int], transposed: bool) -> bool:
+    """Can `blocked_layer` compute this convolution?"""
+    return not transposed and all(d == 1 for d in dilation)
+
+
+def blocked_layer(
+    x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
     groups: int,
-) -> bool:
-    """Is `phase_input_grad` possible for this convolution, and faster?
+) -> Tensor:
+    """A convolution as one of stride 1 over blocks of `stride` pixels (space-to-depth).
 
-    What counts is the values that are unrolled for the matrix products: filters times taps for the
-    phases, channels times taps for the transposed convolution.
+    Args:
+        x: (N, C, ...).
+        weight: (F, C / groups, ...).
+        bias: (F,).
+        stride: of the convolution.
+        padding: likewise.
+        groups: likewise.
     """
-    F, C, *kernel = weight.shape
-    taps = F
-    for K, s in zip(kernel, stride, strict=True):
-        taps *= sum(count for _, _, count in _phase_groups(K, s))
-    return (
-        not transposed
-        and groups == 1
-        and all(d == 1 for d in dilation)
-        and all(p < k for p, k in zip(padding, kernel, strict=True))
-        and taps <= _WORTH * C * _product(kernel)
+    rank = len(stride)
+    size = x.shape[2:]
+    counts = _block_counts(size, weight.shape[2:], stride, padding)
+    for axis, s in enumerate(stride):
+        if s > 1:  # exactly the pixels that the blocks hold: padding before, the rest behind
+            x = _fit(x, 2 + axis, padding[axis], counts[axis] * s - padding[axis], s)
+    x = _split(x, counts, stride)
+    inner = [0 if s > 1 else p for s, p in zip(stride, padding, strict=True)]
+    ones, zeros = [1] * rank, [0] * rank
+    out: Tensor = aten.convolution(
+        x, _block_weight(weight, stride), bias, ones, inner, ones, False, zeros, groups
     )
+    return out
 
 
-def phase_input_grad(
+def blocked_input_grad(
     grad: Tensor,
     size: Sequence[Any],
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
-    """The input's gradient of a convolution, as plain convolutions of the responses' gradient.
+    """The input's gradient of a convolution, as a plain convolution with the kernel flipped.
 
-    Position o of the input, counted with the padding, gets tap k = r + s j of response q - j, where
-    o = s q + r: a convolution over q for each phase r, with ceil((K - r) / s) taps.
-
-    Args:
-        grad: of the responses, (N, F, ...).
-        size: of the input, without N and C.
-        weight: of the convolution, (F, C, ...).
-        stride: likewise.
-        padding: likewise, less than the kernel.
-
-    Returns:
-        (N, C, *size).
-
-    Source: sub-pixel convolution, Shi et al., "Is the deconvolution layer the same as a
-    convolutional layer?", 2016.
+    Over blocks, for `blocked_layer`, and back to pixels (depth-to-space). The arguments are those
+    of `input_grad`; `dilation` must be 1.
     """
-    axes = range(len(stride))
-    F, C = weight.shape[:2]
-    kernels = weight
-    most = []  # taps of the phase that has the most
-    for i in axes:
-        K, s = weight.shape[2 + i], stride[i]
-        most.append(-(-K // s))
-        at = 2 + 2 * i
-        lacking = [0] * (2 * (kernels.dim() - 1 - at)) + [0, most[i] * s - K]
-        kernels = aten.constant_pad_nd(kernels, lacking) if lacking[-1] else kernels
-        kernels = kernels.reshape(*kernels.shape[:at], most[i], s, *kernels.shape[at + 1 :])
-        kernels = kernels.flip(at) if most[i] > 1 else kernels
-    # (F, C, taps, phases, taps, phases, ...) to (C, phases..., F, taps...)
-    kernels = kernels.permute(1, *(3 + 2 * i for i in axes), 0, *(2 + 2 * i for i in axes))
-
-    def convolved(chosen: list[tuple[int, int, int]]) -> Tensor:
-        """(N, C, phases..., q...) of the phases [first, last) that have so many taps, per axis."""
-        kernel, padded = kernels, list[int]()
-        for i, (first, last, taps) in enumerate(chosen):
-            kernel = aten.slice.Tensor(kernel, 1 + i, first, last)
-            kernel = aten.slice.Tensor(kernel, 2 + len(axes) + i, most[i] - taps, most[i])
-            end = _beyond(grad.shape[2 + i], size[i], weight.shape[2 + i], stride[i], padding[i])
-            padded = [taps - 1, end, *padded]
-        phases = [last - first for first, last, _ in chosen]
-        kernel = kernel.reshape(-1, F, *(taps for _, _, taps in chosen))
-        ones, zeros = [1 for _ in axes], [0 for _ in axes]
-        out = aten.convolution(
-            aten.constant_pad_nd(grad, padded), kernel, None, ones, zeros, ones, False, zeros, 1
-        )
-        split: Tensor = out.reshape(grad.shape[0], C, *phases, *out.shape[2:])
-        return split
-
-    def joined(chosen: list[tuple[int, int, int]]) -> Tensor:
-        i = len(chosen)
-        if i == len(axes):
-            return convolved(chosen)
-        groups = _phase_groups(weight.shape[2 + i], stride[i])
-        parts = [joined([*chosen, group]) for group in groups]
-        return torch.cat(parts, 2 + i) if len(parts) > 1 else parts[0]
-
-    out = _interleave(joined([]), stride)
-    for i in axes:
-        if not isinstance(size[i], int) or padding[i] or out.shape[2 + i] != size[i]:
-            out = aten.slice.Tensor(out, 2 + i, padding[i], padding[i] + size[i])
+    assert all(d == 1 for d in dilation)
+    rank = len(stride)
+    counts = _block_counts(size, weight.shape[2:], stride, padding)
+    blocks = _block_weight(weight, stride)  # (F, C' / groups, ...)
+    F, channels = blocks.shape[:2]
+    flipped = blocks.reshape(groups, F // groups, *blocks.shape[1:]).transpose(1, 2)
+    flipped = flipped.reshape(groups * channels, F // groups, *blocks.shape[2:])
+    flipped = flipped.flip([2 + axis for axis in range(rank)])
+    reach = []
+    for axis, (s, p) in enumerate(zip(stride, padding, strict=True)):
+        k = blocks.shape[2 + axis] - 1
+        if s > 1:
+            reach.append(k)
+        elif p <= k:
+            reach.append(k - p)
+        else:  # rows that only padding saw
+            grad = aten.slice.Tensor(grad, 2 + axis, p - k, grad.shape[2 + axis] - (p - k))
+            reach.append(0)
+    ones, zeros = [1] * rank, [0] * rank
+    out: Tensor = aten.convolution(grad, flipped, None, ones, reach, ones, False, zeros, groups)
+    out = _join(out, counts, stride)
+    for axis, s in enumerate(stride):
+        if s > 1:
+            out = _fit(out, 2 + axis, -padding[axis], padding[axis] + size[axis], s)
     return out
 
 
-def _phase_groups(K: int, s: int) -> list[tuple[int, int, int]]:
-    """Phases [first, last) of a kernel of K at stride s that have equally many taps, and how many.
+def _block_counts(
+    size: Sequence[Any], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> list[Any]:
+    """Blocks along each axis: as many as the kernel's blocks reach from the outputs."""
+    return [
+        (n + 2 * p - k) // s + -(-k // s) if s > 1 else n
+        for n, k, s, p in zip(size, kernel, stride, padding, strict=True)
+    ]
 
-    A phase without a tap gets one, which is zero.
+
+def _fit(x: Tensor, dim: int, before: int, end: Any, most: int) -> Tensor:
+    """Positions -before to end of an axis: zeros where there are none, less where there is more.
+
+    Args:
+        x: any tensor.
+        dim: the axis.
+        before: zeros in front; negative cuts.
+        end: past the last position kept, counted in `x`; may be unknown while tracing.
+        most: on an axis of unknown size, no more zeros than this times a kernel are needed behind.
     """
-    taps = [max(1, -(-(K - r) // s)) for r in range(s)]
-    first = 0
-    groups = []
-    for count, run in itertools.groupby(taps):
-        last = first + len(list(run))
-        groups.append((first, last, count))
-        first = last
-    return groups
+    size = x.shape[dim]
+    known = isinstance(size, int) and isinstance(end, int)
+    behind = max(end - size, 0) if known else _MOST_BEHIND * most
+    start = max(-before, 0)
+    pads = [0, 0] * (x.dim() - dim - 1) + [max(before, 0), behind]
+    if any(pads):
+        x = aten.constant_pad_nd(x, pads, 0.0)
+    if start or not known or end < size:
+        x = aten.slice.Tensor(x, dim, start, max(before, 0) + end)
+    return x
 
 
-def _beyond(n: Any, size: Any, K: int, s: int, p: int) -> int:
-    """Positions q from the number of responses on that the input reaches into.
-
-    Where the input's size is free, the most there can be.
-    """
-    if isinstance(size, int) and isinstance(n, int):
-        return (p + size - 1) // s + 1 - n
-    return 1 + (K - p - 2) // s
+_MOST_BEHIND: Final = 2  # strides: a block is at most one stride short, and a remainder another
 
 
-def _interleave(y: Tensor, stride: Sequence[int]) -> Tensor:
-    """(N, C, phases..., q...) to (N, C, positions...), position = stride * q + phase.
-
-    In two steps, the last axis first: onnxruntime transposes matrices, and moves whole rows, four
-    times as fast as it does both at once.
-    """
-    nd = len(stride)
-    N, C = y.shape[:2]
-    q = y.shape[2 + nd :]
-    if stride[-1] > 1:
-        y = y.reshape(-1, stride[-1], _product(q)).permute(0, 2, 1)
-    rows = [*q[:-1], q[-1] * stride[-1]]
-    y = y.reshape(N, C, *stride[:-1], *rows)
-    if any(s > 1 for s in stride[:-1]):
-        outer = [axis for i in range(nd - 1) for axis in (1 + nd + i, 2 + i)]
-        y = y.permute(0, 1, *outer, 2 * nd)
-    return y.reshape(N, C, *(count * s for count, s in zip(q, stride, strict=True)))
+def _split(x: Tensor, counts: Sequence[Any], stride: Sequence[int]) -> Tensor:
+    """(N, C, blocks * stride, ...) to (N, C * strides, blocks, ...)."""
+    N, C = x.shape[:2]
+    shape, inside, outside = [N, C], [], []
+    for count, s in zip(counts, stride, strict=True):
+        outside.append(len(shape))
+        shape.append(count)
+        if s > 1:
+            inside.append(len(shape))
+            shape.append(s)
+    if not inside:
+        return x
+    moved = x.reshape(shape).permute([0, 1, *inside, *outside])
+    return moved.reshape([N, C * math.prod(stride), *counts])
 
 
-def _product(sizes: Sequence[Any]) -> Any:
-    total = 1
-    for size in sizes:
-        total = total * size
-    return total
+def _join(x: Tensor, counts: Sequence[Any], stride: Sequence[int]) -> Tensor:
+    """The inverse of `_split`."""
+    several = [s for s in stride if s > 1]
+    if not several:
+        return x
+    N, C = x.shape[0], x.shape[1] // math.prod(stride)
+    moved = x.reshape([N, C, *several, *counts])
+    order, at = [0, 1], 2
+    for axis, s in enumerate(stride):
+        order.append(2 + len(several) + axis)
+        if s > 1:
+            order.append(at)
+            at += 1
+    whole = [count * s for count, s in zip(counts, stride, strict=True)]
+    return moved.permute(order).reshape([N, C, *whole])
+
+
+def _block_weight(weight: Tensor, stride: Sequence[int]) -> Tensor:
+    """The kernel over blocks: (F, C * strides, ceil(kernel / stride), ...)."""
+    counts = [-(-k // s) for k, s in zip(weight.shape[2:], stride, strict=True)]
+    pads: list[int] = []
+    for k, count, s in zip(weight.shape[2:], counts, stride, strict=True):
+        pads = [0, count * s - k, *pads]
+    if any(pads):
+        weight = aten.constant_pad_nd(weight, pads, 0.0)
+    return _split(weight, counts, stride)
 
 
 def _slices(weight: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ def export_energy_grad(
         precision: "fp16" runs convolutions and matrix products in float16, with the input, the
             outputs, sums and everything else in float32.
         opset: ONNX operator set, 17 to 20.
-        lowering: "auto" computes spatially full layers as matrix products and gradients of strided
-            layers phase by phase where that pays (recorded as "matmul", "phases", or both with a
-            +), "none" the network as written.
+        lowering: one of `LOWERINGS`: "auto" computes spatially full layers as matrix products and
+            gradients of strided layers phase by phase where that pays; what was applied is
+            recorded ("matmul", "phases", both with a +, "space-to-depth" or "none").
         metadata: called with the parity figures and the lowering's name, gives what is stored in
             the file for the runtime; None for an energy that is not stg's.
         gradient_scale: the backward pass is that of gradient_scale * energy, divided again in

@@ -1,29 +1,37 @@
-"""Does TensorRT take the file? Parsed by its own ONNX parser and built into an engine.
+"""TensorRT engines of exported files.
 
-With TensorRT for RTX, whose builder needs no GPU: the engine is compiled there for named compute
-capabilities.
+For this machine's GPU or, with TensorRT for RTX, for named compute capabilities without one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from stg_runtime.artifact import VIDEO
-from stg_runtime.errors import InputError, StgError
-
-_MODULE = "tensorrt_rtx_bindings"
+from stg_runtime.artifact import Metadata
+from stg_runtime.backends.engine import (
+    RTX,
+    Record,
+    Say,
+    Shapes,
+    build,
+    load_tensorrt,
+    product,
+    sha256,
+    sidecar,
+    stamped,
+)
+from stg_runtime.errors import InputError
+from stg_runtime.files import atomic_write_bytes, atomic_write_text, check_output
 
 
 def build_engine(
     path: Path,
     *,
     targets: Sequence[str] = ("sm89",),
-    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None,
+    shapes: Shapes | None = None,
 ) -> bytes:
-    """Parse an exported file and build a TensorRT for RTX engine of it.
+    """Parse an exported file and build a TensorRT for RTX engine of it; needs no GPU.
 
     Args:
         path: the .onnx file.
@@ -38,78 +46,66 @@ def build_engine(
             the shapes do not fit the file.
         StgError: TensorRT does not take the graph.
     """
-    trt = _tensorrt()
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; write one with stg-export")
-    known = [n for n in dir(trt.ComputeCapability) if n.startswith("SM")]
-    unknown = [target for target in targets if target.upper() not in known]
-    if unknown or not targets:
-        valid = ", ".join(sorted((n.lower() for n in known), key=lambda n: int(n[2:])))
-        raise InputError(f"target {', '.join(unknown) or '(none)'}: unknown; choose among {valid}")
-
-    log = _log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(path.read_bytes()):
-        first = parser.get_error(0)
-        raise StgError(
-            f"{path}: TensorRT's ONNX parser refuses it: {first.node_operator()} "
-            f"{first.node_name()}: {' '.join(first.desc().split())}"
-        )
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-    _add_profile(path, builder, network, config, shapes)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise StgError(
-            f"{path}: TensorRT cannot build it: {log.errors[-1:] or ['no reason given']}"
-        )
-    return bytes(engine)
+    trt = load_tensorrt(RTX)
+    if not targets:
+        raise InputError("target (none): name at least one compute capability, e.g. sm89")
+    return build(trt, path, shapes=shapes, targets=targets)
 
 
-def _add_profile(path: Path, builder: Any, network: Any, config: Any, shapes: Any) -> None:
-    taken = tuple(network.get_input(0).shape)
-    if -1 not in taken:
-        if shapes is not None and any(tuple(shape) != taken for shape in shapes):
-            raise InputError(f"{path}: takes shape {taken} alone; leave the shapes out")
-        return
-    if shapes is None:
-        raise InputError(
-            f"{path}: its size is free (-1) on some axes, {taken}; give the smallest, the usual "
-            "and the largest shape"
-        )
-    for shape in shapes:
-        if len(shape) != len(taken) or any(
-            t not in (-1, s) for t, s in zip(taken, shape, strict=True)
-        ):
-            raise InputError(f"{path}: takes shape {taken} (-1: free); got {tuple(shape)}")
-    profile = builder.create_optimization_profile()
-    profile.set_shape(VIDEO, *(tuple(shape) for shape in shapes))
-    config.add_optimization_profile(profile)
+def export_engine(
+    model: Path,
+    metadata: Metadata,
+    output: Path,
+    *,
+    targets: Sequence[str] = (),
+    overwrite: bool = False,
+    say: Say | None = None,
+) -> Record:
+    """Write an engine of an exported model, and the record of what it is made of beside it.
 
+    `stg-run engine MODEL ENGINE` on the machine it is for puts it into that user's cache.
 
-def _tensorrt() -> Any:
-    if importlib.util.find_spec(_MODULE) is None:
-        raise InputError(
-            "TensorRT for RTX is not installed; pip install tensorrt-rtx-cu13-libs "
-            "tensorrt-rtx-cu13-bindings"
-        )
-    return importlib.import_module(_MODULE)
+    Args:
+        model: the .onnx file.
+        metadata: of the model; its default size, one video, is the engine's.
+        output: the engine; OUTPUT.json gets the record.
+        targets: see `build_engine`; none: the GPU of this machine.
+        overwrite: existing files may be replaced.
+        say: told of the builder's progress.
 
+    Raises:
+        InputError: see `build_engine`; without targets, no usable GPU here.
+        StgError: TensorRT does not take the graph.
+    """
+    check_output(output, overwrite, suffixes=[".engine"])
+    check_output(sidecar(output), overwrite)
+    size = metadata.graph_size
+    shape = (1, metadata.channels, size.frames, size.height, size.width)
+    if targets:
+        trt = load_tensorrt(RTX)
+        gpu = driver = ""
+        capabilities = tuple(target.lower() for target in targets)
+    else:
+        from stg_runtime.backends.cuda.device import open_device
 
-def _log(trt: Any) -> Any:
-    """A logger that keeps the errors and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Log()
+        trt = load_tensorrt()
+        device = open_device(0)
+        gpu, driver = device.name, ".".join(str(part) for part in device.driver_version)
+        capabilities = (f"sm{device.capability[0]}{device.capability[1]}",)
+    static = not metadata.free_axes
+    shapes = (shape, shape, shape)
+    engine = build(trt, model, shapes=None if static else shapes, targets=targets, say=say)
+    record = Record(
+        model=sha256(model),
+        shapes=shapes,
+        precision=metadata.precision,
+        tf32=True,
+        tensorrt=product(trt),
+        gpu=gpu,
+        capabilities=capabilities,
+        driver=driver,
+    )
+    record = stamped(record, engine)
+    atomic_write_bytes(output, engine)
+    atomic_write_text(sidecar(output), record.to_json())
+    return record

@@ -7,12 +7,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stg_runtime.backends.onnxruntime_cpu import require_onnxruntime
-from stg_runtime.errors import InputError
+from stg_runtime.errors import InputError, StgError
 from stg_runtime.threads import usable_threads
 
 # What each distribution is for; the order is the order of the table.
@@ -22,7 +24,11 @@ PACKAGES = {
     "onnxruntime": "synthesis on the CPU",
     "onnxruntime-gpu": "synthesis on NVIDIA GPUs",
     "cuda-core": "the fused Langevin step on NVIDIA GPUs",
+    "cuda-bindings": "the NVIDIA driver's interface",
+    "nvidia-cuda-nvrtc": "compiles that step for the GPU",
+    "nvidia-cudnn-cu13": "convolutions on NVIDIA GPUs",
     "tensorrt": "engines for NVIDIA GPUs",
+    "tensorrt-rtx-cu13-bindings": "engines for other machines' GPUs",
     "av": "video",
     "pillow": "images, GIF",
     "torch": "training and export only",
@@ -73,6 +79,7 @@ def diagnose() -> Diagnosis:
     }
     found.packages = {name: version(name) for name in PACKAGES}
     _check_onnxruntime(found, wants_gpu=gpu is not None)
+    _check_gpu(found, there=gpu is not None)
     found.encoders = encoders()
     for suffix, there in found.encoders.items():
         if not there:
@@ -101,6 +108,55 @@ def _check_onnxruntime(found: Diagnosis, *, wants_gpu: bool) -> None:
     found.providers = list(onnxruntime.get_available_providers())
     if "CPUExecutionProvider" in found.providers:
         found.devices.append("cpu")
+
+
+def _check_gpu(found: Diagnosis, *, there: bool) -> None:
+    """Which GPU devices would work, asked of the checks that `--device` makes."""
+    from stg_runtime.backends.cuda.compile import nvrtc_version
+    from stg_runtime.backends.cuda.device import gpu_count, load_driver, open_device, require_driver
+    from stg_runtime.backends.engine import load_tensorrt
+    from stg_runtime.backends.onnxruntime_cuda import (
+        missing_library,
+        preload,
+        require_cuda_wheel,
+    )
+
+    try:
+        require_driver()
+    except InputError as error:
+        if there:  # nvidia-smi answers, its library is not found
+            found.problem(*_halves(error))
+        return
+
+    def works(check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except StgError as error:
+            found.problem(*_halves(error))
+            return False
+        return True
+
+    def onnxruntime_loads() -> None:
+        onnxruntime = require_cuda_wheel()
+        preload(onnxruntime)
+        missing = missing_library(onnxruntime)
+        if missing:
+            raise InputError(missing)
+
+    if not (works(load_driver) and works(lambda: open_device(0)) and works(nvrtc_version)):
+        return
+    count = gpu_count(load_driver())
+    if works(onnxruntime_loads):
+        found.devices += ["cuda" if index == 0 else f"cuda:{index}" for index in range(count)]
+    with suppress(InputError):  # an option: its absence is no problem
+        load_tensorrt()
+        found.devices.append("tensorrt")
+
+
+def _halves(error: StgError) -> tuple[str, str]:
+    """A message's what and how, for the table of problems."""
+    what, colon, fix = str(error).partition(": ")
+    return (what, fix) if colon else (str(error), "see docs/gpu.md")
 
 
 def version(distribution: str) -> str | None:

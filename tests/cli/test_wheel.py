@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def test_the_wheel_synthesizes_without_torch(trained: Path, tmp_path: Path) -> N
 
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT)
     (wheel,) = (tmp_path / "dist").glob("stg-*.whl")
+    assert "stg_runtime/backends/cuda/langevin.cu" in zipfile.ZipFile(wheel).namelist()
     venv.create(tmp_path / "env", with_pip=True)
     bin_ = tmp_path / "env" / "bin"
     run(bin_ / "python", "-m", "pip", "install", "-q", f"{wheel}[cpu]")
