@@ -48,8 +48,10 @@ def train(
         typer.Option(help="Size of the recipe: for two cores, or for a GPU [default: small]."),
     ] = None,
     regime: Annotated[
-        Literal["short-run", "persistent"] | None,
-        typer.Option(help="Restart chains from noise at each update, or carry them on."),
+        Literal["short-run", "persistent", "rejuvenated"] | None,
+        typer.Option(
+            help="Restart chains from noise at each update, carry them on, or now and then."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Train at this size, pixels.")

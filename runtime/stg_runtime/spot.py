@@ -52,6 +52,8 @@ class Spot:
         for axis in over:
             fade = _fade(clips.shape[axis], FADE_FRAMES if axis == 2 else FADE_PIXELS)
             faded *= fade.reshape([-1 if i == axis else 1 for i in range(5)])
+        self._plain = clips
+        self._palette: tuple[int, Float32] | None = None  # of the clip used last
         self._clips = faded / np.float32(math.sqrt(math.prod(clips.shape[axis] for axis in over)))
 
     def noise_size(self, shape: Shape, *, wrap: Wrap = NO_WRAP) -> int:
@@ -64,6 +66,14 @@ class Spot:
 
     def make(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
         """Turn white noise into first noise.
+
+        See `gaussian`, and, along time alone, the module's text on colours.
+        """
+        clip = int(np.argmax(noise[: len(self._clips)]))
+        return self._coloured(self.gaussian(noise, shape, wrap=wrap), clip)
+
+    def gaussian(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
+        """Turn white noise into Gaussian noise with the mean and the covariance of a clip.
 
         Args:
             noise: standard normal, (`noise_size`,); the first M choose the clip.
@@ -118,7 +128,31 @@ class Spot:
             else:
                 made = self._along_time(spot, noise.T, shape, loop=False)
             made += mean
-            yield made
+            yield self._coloured(made, clip)
+
+    def _coloured(self, x: Float32, clip: int) -> Float32:
+        """The colour that the clip has at each place at the rank of the value there."""
+        if self.axes == "space-time":
+            return x
+        if self._palette is None or self._palette[0] != clip:
+            order = np.argsort(_luminance(self._plain[clip]), 0, kind="stable")
+            colours = np.take_along_axis(self._plain[clip], order[None], 1)
+            self._palette = clip, np.ascontiguousarray(colours, np.float32)
+        colours = self._palette[1]
+        frames = colours.shape[1]
+        if frames == 1:
+            return np.ascontiguousarray(np.broadcast_to(colours, x.shape))
+        own = _luminance(self._clips[clip])
+        deviation = np.sqrt((own * own).sum(0))
+        level = _luminance(x - self._mean[clip]) / np.maximum(deviation, np.float32(1e-6))
+        rank = _normal_cdf(level) * np.float32(frames) - np.float32(0.5)
+        np.clip(rank, 0, frames - 1, out=rank)
+        below = np.minimum(rank.astype(np.intp), frames - 2)
+        share = rank - below.astype(np.float32)
+        low = np.take_along_axis(colours, below[None], 1)
+        high = np.take_along_axis(colours, below[None] + 1, 1)
+        coloured: Float32 = low + (high - low) * share
+        return coloured
 
     @staticmethod
     def _along_time(spot: Float32, noise: Float32, shape: Shape, loop: bool) -> Float32:
@@ -147,6 +181,26 @@ class Spot:
             for size, own, wraps in zip(shape[1:], self._clips.shape[2:], wrap, strict=True)
         ]
         return sizes[0], sizes[1], sizes[2]
+
+
+def _luminance(x: Float32) -> Float32:
+    """(C, ...) to (...); the mean over channels where these are not red, green and blue."""
+    weights = (0.299, 0.587, 0.114) if len(x) == 3 else (1 / len(x),) * len(x)
+    return np.asarray(np.tensordot(np.array(weights, np.float32), x, 1), np.float32)
+
+
+def _normal_cdf(x: Float32) -> Float32:
+    """Share of a standard normal below x, to 2e-7.
+
+    Source: Abramowitz, Stegun, Handbook of Mathematical Functions, 7.1.26.
+    """
+    z = np.abs(x) * np.float32(math.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * z)
+    tail = np.zeros_like(t)
+    for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        tail = (tail + np.float32(factor)) * t
+    tail *= np.exp(-z * z)
+    return np.where(x > 0, 1 - tail / 2, tail / 2).astype(np.float32)
 
 
 def _fade(size: int, length: int) -> Float32:

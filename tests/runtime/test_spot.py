@@ -16,8 +16,8 @@ SHAPE = (2, 9, 6, 5)
 def matrix(spot: Spot, shape: tuple, wrap: Wrap) -> NDArray[np.float64]:
     """What each value of noise adds, (values of the video, values of noise)."""
     size = spot.noise_size(shape, wrap=wrap)
-    still = spot.make(np.zeros(size, np.float32), shape, wrap=wrap).ravel()
-    rows = [spot.make(one, shape, wrap=wrap).ravel() - still for one in np.eye(size, dtype="f")]
+    still = spot.gaussian(np.zeros(size, np.float32), shape, wrap=wrap).ravel()
+    rows = [spot.gaussian(one, shape, wrap=wrap).ravel() - still for one in np.eye(size, dtype="f")]
     return np.stack(rows, 1).astype(float)
 
 
@@ -25,7 +25,7 @@ def matrix(spot: Spot, shape: tuple, wrap: Wrap) -> NDArray[np.float64]:
 @pytest.mark.parametrize("wrap", [(False,) * 3, (True,) * 3])
 def test_the_mean_is_the_clips(axes: Axes, wrap: Wrap) -> None:
     spot = Spot(CLIP, axes)
-    made = spot.make(np.zeros(spot.noise_size(SHAPE, wrap=wrap), np.float32), SHAPE, wrap=wrap)
+    made = spot.gaussian(np.zeros(spot.noise_size(SHAPE, wrap=wrap), np.float32), SHAPE, wrap=wrap)
     over = 2 if axes == "time" else (2, 3, 4)
     np.testing.assert_allclose(
         made, np.broadcast_to(CLIP.mean(over, keepdims=True)[0], SHAPE), rtol=1e-5
@@ -110,7 +110,10 @@ def test_without_a_spot_it_is_the_white_noise_of_the_conventions() -> None:
 
 @pytest.mark.parametrize("axes", ["time", "space-time"])
 @pytest.mark.parametrize("frames", [2, 4, 9])
-def test_a_stream_is_one_process_across_its_blocks(axes: Axes, frames: int) -> None:
+def test_a_stream_is_one_process_across_its_blocks(
+    axes: Axes, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spot, "_coloured", lambda self, x, clip: x)  # linear in the noise
     spot, shape = Spot(CLIP, axes), (2, frames, 6, 5)
     blocks, numbers = 3 + 6 // frames, {}
 
@@ -146,3 +149,33 @@ def test_a_stream_is_one_process_across_its_blocks(axes: Axes, frames: int) -> N
     if axes == "time":
         a, b = (whole[:, t].reshape(-1, whole.shape[-1]) for t in (1, 0))
         np.testing.assert_allclose(a @ b.T, covariance(1, 0), atol=1e-5)
+
+
+def test_along_time_every_place_keeps_its_colours() -> None:
+    rng = np.random.default_rng(8)
+    # Dark at most times and bright at some, as in a fire; three channels that belong together.
+    bright = (rng.random((1, 1, 40, 6, 5)) < 0.2) * np.float32(3)
+    clip = (bright * np.array([1, 0.6, 0.2]).reshape(1, 3, 1, 1, 1)).astype(np.float32)
+    spot = Spot(clip, "time")
+    made = first_noise(spot, (3, 200, 6, 5), seed=1, number=0, init_std=1.0)
+    gaussian = spot.gaussian(
+        standard_normal(spot.noise_size((3, 200, 6, 5)), seed=1, chain=0, step=0), (3, 200, 6, 5)
+    )
+    assert gaussian.min() < -0.5
+    assert made.min() >= 0 and made.max() <= 3
+    np.testing.assert_allclose(made[1], 0.6 * made[0], atol=1e-5)
+    np.testing.assert_allclose(made[2], 0.2 * made[0], atol=1e-5)
+    share = (made[0] > 1.5).mean((1, 2)).mean()
+    assert abs(share - (clip[0, 0] > 1.5).mean()) < 0.04
+    # The brighter, the brighter: at each place the ranks are those of the Gaussian values.
+    for y, x in ((0, 0), (3, 2)):
+        order = np.argsort(gaussian[0, :, y, x])
+        assert (np.diff(made[0, order, y, x]) >= -1e-5).all()
+
+
+def test_the_normal_distribution_function() -> None:
+    from math import erf
+
+    x = np.linspace(-6, 6, 401, dtype=np.float32)
+    exact = [0.5 * (1 + erf(value / 2**0.5)) for value in x]
+    np.testing.assert_allclose(module._normal_cdf(x), exact, atol=3e-7)

@@ -42,6 +42,10 @@ class ChainNoise:
             digest = hashlib.blake2b(key, digest_size=8).digest()
             generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
+    def chances(self) -> list[float]:
+        """A number in [0, 1) for each chain, of this update; the noise is not touched."""
+        return [generator.initial_seed() / 2**63 for generator in self._generators]
+
     def like(self, x: Tensor) -> Tensor:
         """Noise for chains of shape (N, C, T, H, W), N the number of this object's chains."""
         return self._fill(torch.empty_like(x))

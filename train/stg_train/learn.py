@@ -2,7 +2,8 @@
 
 Source: Xie, Zhu, Wu, CVPR 2017, Algorithm 1 (persistent chains, layer-wise growth); Nijkamp, Hill,
 Zhu, Wu, "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", NeurIPS
-2019 (chains restarted from noise at every update).
+2019 (chains restarted from noise at every update); Du, Mordatch, "Implicit Generation and Modeling
+with Energy-Based Models", NeurIPS 2019 (chains restarted now and then).
 """
 
 from __future__ import annotations
@@ -239,6 +240,17 @@ class Learner:
             row.copy_(torch.from_numpy(self.spot.make(drawn, video)))
         return x
 
+    def _restart(self) -> None:
+        """Start chains from noise where the regime says so."""
+        learning = self.recipe.learning
+        if learning.regime == "persistent":
+            return
+        fresh = self._fresh_chains(self.chains.shape[1], self.noise)
+        if learning.regime == "rejuvenated":
+            carried = [chance >= learning.restart for chance in self.noise.chances()]
+            fresh[carried] = self.chains[carried]
+        self.chains = fresh
+
     def _draw(self, step: int, x: Tensor) -> Tensor:
         return self.noise.like(x)
 
@@ -295,8 +307,7 @@ class Learner:
         recipe, langevin = self.recipe, self.recipe.langevin
         self.descriptor.depth = depth_at(recipe, self.update_count)
         self.noise.begin(self.update_count + 1)
-        if recipe.learning.regime == "short-run":
-            self.chains = self._fresh_chains(self.chains.shape[1], self.noise)
+        self._restart()
         self.energy.requires_grad_(False)
         chains, energies = walk(
             self._walked,
@@ -404,7 +415,7 @@ class Learner:
         self.energy.load_state_dict(self.kept.parameters)
         self.optimizer.state.clear()
         self.returns += 1
-        if self.recipe.learning.regime == "persistent":
+        if self.recipe.learning.regime != "short-run":
             # Chains that collapsed with the network would pull it down again.
             self.chains = self._fresh_chains(self.chains.shape[1], self.noise)
 

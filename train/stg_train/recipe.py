@@ -18,7 +18,7 @@ from stg_runtime.files import atomic_write_text
 from stg_train.descriptor import ConvSpec
 
 Scale = Literal["small", "paper"]
-Regime = Literal["short-run", "persistent"]
+Regime = Literal["short-run", "persistent", "rejuvenated"]
 
 _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -162,7 +162,10 @@ class Learning(_Section):
     Attributes:
         regime: "short-run" restarts the chains from noise at every update, and the model then
             synthesizes from noise in the same number of steps; "persistent" carries them on, as the
-            paper does, and the model then describes its chains but seldom synthesizes from noise.
+            paper does, and the model then describes its chains but seldom synthesizes from noise;
+            "rejuvenated" carries each on but restarts it with probability `restart`: the model then
+            synthesizes from noise, in n_steps and in several times as many.
+        restart: probability that a rejuvenated chain restarts from noise at an update.
         updates: of the parameters.
         learning_rate: Adam's, for weights; see `rate`.
         rate: "fan-in" multiplies each layer's weight rate by sqrt(2 / fan_in), so that every layer
@@ -179,6 +182,7 @@ class Learning(_Section):
     """
 
     regime: Regime = "short-run"
+    restart: Annotated[float, Field(gt=0, le=1)] = 0.3
     updates: _Count
     learning_rate: _Positive
     rate: Literal["fan-in", "flat"] = "fan-in"
