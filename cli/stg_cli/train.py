@@ -58,6 +58,17 @@ def train(
     crop: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Cut this out first, source pixels.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PATTERN",
+            help="Hidden pixels, to be recovered: a video, image, image folder or .npy, white "
+            "(nonzero) where hidden; or region:60, fixed-region:60, frames:0.5, salt-pepper:0.5.",
+        ),
+    ] = None,
+    mask_resize: Annotated[
+        bool, typer.Option("--mask-resize", help="Bring a mask of another size or length to fit.")
+    ] = False,
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
@@ -94,6 +105,8 @@ def train(
         "data.start": start,
         "data.crop": parse_crop(crop),
         "data.window": window,
+        "data.mask": mask,
+        "data.mask_resize": mask_resize or None,
         "learning.regime": regime,
         "learning.updates": updates,
         "output.checkpoint_every": checkpoint_every,
@@ -127,6 +140,8 @@ def train(
         resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
             raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
+        if resolved.data.mask is not None:
+            print("filling the hidden pixels for a start ...", file=sys.stderr)
         work = Run.start(run, resolved, overwrite=overwrite)
     _learn(work)
 
@@ -239,9 +254,26 @@ def _learn(work: Run) -> None:
             file=sys.stderr,
         )
         raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
+    if work.learner.recovery is not None:
+        _recover(work)
     print(
         f"{work.folder}  ({total} updates, {time.monotonic() - began:.0f} s; look at "
         f"{work.folder / 'chains.mp4'}; next: stg-export {work.folder} -o MODEL.onnx)"
+    )
+
+
+def _recover(work: Run) -> None:
+    """Write the recovery and say how good it is, where that is known."""
+    found = work.finish_recovery()
+    error = ""
+    if found.error is not None:
+        error = (
+            f"; mean absolute error over hidden pixels {found.error:.2f} of 255 grey levels, "
+            f"first values {found.error_first:.2f}"
+        )
+    print(
+        f"{work.folder / 'recovered.mp4'}  ({found.hidden:.1%} of the pixels recovered{error}; "
+        f"with texture: {work.folder / 'recovered-sample.mp4'})"
     )
 
 

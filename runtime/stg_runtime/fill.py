@@ -6,6 +6,7 @@ Everything here works on float arrays (C, T, H, W) in any unit, with one `observ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,15 @@ def interpolate_in_time(x: Float32, observed_mask: Mask) -> Float32:
         first = np.take_along_axis(source, left, 0)
         target[:] = first + share * (np.take_along_axis(source, right, 0) - first)
     if never.any():
-        count = observed_mask.sum(0)
-        mean = known.sum(1) / np.maximum(count, 1)  # (C, H, W)
-        still = pull_push(mean, ~never)
-        out = np.where(never, still[:, None], out)
+        out = np.where(never, mean_image(x, observed_mask)[:, None], out)
     return np.where(observed_mask, x, out)
+
+
+def mean_image(x: Float32, observed_mask: Mask) -> Float32:
+    """Mean over each pixel's visible moments, (C, H, W); of its surroundings where it has none."""
+    count = observed_mask.sum(0)
+    total = np.where(observed_mask, x, np.float32(0)).sum(1)
+    return pull_push((total / np.maximum(count, 1)).astype(np.float32), count > 0)
 
 
 def pull_push(image: Float32, observed_mask: Mask) -> Float32:
@@ -122,7 +127,9 @@ def harmonic_fill(
         A new array; visible values are those of `x`, bit for bit.
     """
     hidden = ~observed_mask
-    u = np.where(observed_mask, x, interpolate_in_time(x, observed_mask) if start is None else start)
+    u = np.where(
+        observed_mask, x, interpolate_in_time(x, observed_mask) if start is None else start
+    )
     u = u.astype(np.float32)
     weights = (temporal_weight, 1.0, 1.0)
     degree = np.zeros(observed_mask.shape, np.float32)
@@ -182,15 +189,19 @@ class Filled:
             of pixels (`_classes`): what was best on held-out visible pixels.
         held_out_error: mean absolute error at those, in the unit of `x`: of the base, then after
             each stage; NaN where nothing could be held out.
+        kind: class of each pixel that `shares` speaks of, (T, H, W).
+        lessons: the recoveries of held-out pixels that this was learned from, to learn more from.
     """
 
     x: Float32
     base: str
     shares: tuple[tuple[float, ...], ...]
     held_out_error: tuple[float, ...]
+    kind: NDArray[np.intp]
+    lessons: tuple[Trial, ...]
 
 
-class _Trial:
+class Trial:
     """A recovery, of which the truth is known where pixels are held out.
 
     Attributes:
@@ -200,6 +211,8 @@ class _Trial:
         simple: the simple fills, see `_SIMPLE`.
         x: the recovery so far.
         kind: class of each pixel, (T, H, W).
+        moments: see `_moments`.
+        mean: the mean image, (C, H, W).
     """
 
     def __init__(self, x: Float32, observed_mask: Mask, held: Mask) -> None:
@@ -207,6 +220,8 @@ class _Trial:
         self.held = np.argwhere(held)
         self.hidden = np.argwhere(~self.observed_mask)
         self.kind = _classes(self.observed_mask)
+        self.moments = _moments(self.observed_mask)
+        self.mean = mean_image(x, self.observed_mask)
         first = interpolate_in_time(x, self.observed_mask)
         self.simple = [first] + [
             harmonic_fill(
@@ -239,18 +254,18 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
     assert observed_mask.any(), "nothing is visible"
     x = np.where(observed_mask, x, np.float32(0)).astype(np.float32)
     rng = np.random.default_rng(seed)
-    whole = _Trial(x, observed_mask, np.zeros_like(observed_mask))
-    lessons: list[_Trial] = []
+    whole = Trial(x, observed_mask, np.zeros_like(observed_mask))
+    lessons: list[Trial] = []
     taken = np.zeros_like(observed_mask)
     for _ in range(_FOLDS):
         held = held_out(observed_mask, rng) & ~taken
         if held.any():
             taken |= held
-            lessons.append(_Trial(x, observed_mask, held))
+            lessons.append(Trial(x, observed_mask, held))
     if len(lessons) < 2:
-        return Filled(whole.simple[0], "time", (), (float("nan"),))
+        return Filled(whole.simple[0], "time", (), (float("nan"),), whole.kind, ())
     errors = [
-        np.mean([_error(trial.simple[i], x, trial.held) for trial in lessons])
+        np.mean([mean_error(trial.simple[i], x, trial.held) for trial in lessons])
         for i in range(len(_SIMPLE))
     ]
     best = int(np.argmin(errors))
@@ -263,22 +278,29 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
         corrected = [
             _apply(_fit(samples[:j] + samples[j + 1 :]), trial) for j, trial in enumerate(lessons)
         ]
-        shares = _best_shares(x, lessons, corrected)
+        shares = best_shares(x, lessons, corrected)
         for trial, moved in zip(
             (*lessons, whole), (*corrected, _apply(_fit(samples), whole)), strict=True
         ):
             trial.x = trial.x + shares[trial.kind] * (moved - trial.x)
-        history.append(float(np.mean([_error(trial.x, x, trial.held) for trial in lessons])))
+        history.append(float(np.mean([mean_error(trial.x, x, trial.held) for trial in lessons])))
         all_shares.append(tuple(float(share) for share in shares))
-    return Filled(np.where(observed_mask, x, whole.x), _SIMPLE[best], tuple(all_shares), tuple(history))
+    return Filled(
+        np.where(observed_mask, x, whole.x),
+        _SIMPLE[best],
+        tuple(all_shares),
+        tuple(history),
+        whole.kind,
+        tuple(lessons),
+    )
 
 
 _SIMPLE = ("time", "1", "0.1")  # the fills that the predictor is offered
-_FOLDS = 5  # held-out sets; each is recovered by what the others teach
+_FOLDS = 4  # held-out sets; each is recovered by what the others teach
 _STAGES = 2
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CLASSES = 4
-_SAMPLES = 4_000  # pixels of a held-out set that a fit sees
+_SAMPLES = 2_500  # pixels of each class of a held-out set that a fit sees
 _RIDGE = 1e-2  # relative to the mean square of the standardised features
 _CHUNK = 20_000  # pixels whose features are in memory at once
 _HELD = 0.12  # share of all pixels in a held-out set, about
@@ -298,7 +320,7 @@ def _gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def _classes(observed_mask: Mask) -> NDArray[np.intp]:
-    """Visible one frame before and after: 0; one and two frames: 1; further: 2; one side only: 3."""
+    """Visible one frame before and after: 0; one and two: 1; further: 2; on one side only: 3."""
     back, ahead = _gaps(observed_mask)
     kind = np.full(observed_mask.shape, 2, np.intp)
     kind[back + ahead <= 3] = 1
@@ -307,29 +329,40 @@ def _classes(observed_mask: Mask) -> NDArray[np.intp]:
     return kind
 
 
-def _error(guess: Float32, truth: Float32, at: NDArray[np.intp]) -> float:
+def mean_error(guess: Float32, truth: Float32, at: NDArray[np.intp]) -> float:
+    """Mean absolute difference at some pixels, (n, 3) of T, H, W, over all colours."""
     index = (slice(None), *at.T)
     return float(np.abs(guess[index] - truth[index]).mean(dtype=np.float64))
 
 
-def _best_shares(truth: Float32, lessons: list[_Trial], corrected: list[Float32]) -> Float32:
-    """For each class, the share of the correction with the least error, (_CLASSES,)."""
-    total = np.zeros((_CLASSES, len(_SHARES)))
-    for trial, moved in zip(lessons, corrected, strict=True):
+def best_shares(truth: Float32, lessons: Sequence[Trial], corrected: Sequence[Float32]) -> Float32:
+    """For each class, the share of the correction with the least error, (_CLASSES,).
+
+    None is taken that does not help in most of the lessons: what helps in one may be its accident.
+    """
+    total = np.zeros((len(lessons), _CLASSES, len(_SHARES)))
+    for errors, trial, moved in zip(total, lessons, corrected, strict=True):
         index = (slice(None), *trial.held.T)
         kind = trial.kind[tuple(trial.held.T)]
         for i, share in enumerate(_SHARES):
             guess = trial.x[index] + np.float32(share) * (moved[index] - trial.x[index])
-            error = np.abs(guess - truth[index]).sum(0)
-            total[:, i] += np.bincount(kind, error, _CLASSES)
-    return np.array(_SHARES, np.float32)[total.argmin(1)]
+            errors[:, i] = np.bincount(kind, np.abs(guess - truth[index]).sum(0), _CLASSES)
+    helps = (total < total[:, :, :1]).mean(0) > _MOST
+    allowed = np.where(helps, total.sum(0), np.inf)
+    allowed[:, 0] = total[:, :, 0].sum(0)
+    shares: Float32 = np.array(_SHARES, np.float32)[allowed.argmin(1)]
+    return shares
 
 
-def _features(trial: _Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
+_MOST = 0.7  # share of the lessons in which a correction must help
+
+
+def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
     """What the predictor sees of each pixel, (n, features), and the recovery there, (n, C).
 
-    For each neighbour its difference from the pixel, once as it is and once where it is visible;
-    then the differences of the simple fills.
+    All as differences from the recovery at the pixel: each neighbour, once as it is and once where
+    it is visible; the simple fills; the mean over time; the surroundings of the pixel's place at
+    its nearest visible moments, before and after, and the place itself at the second nearest.
     """
     t, y, x = at.T
     limits = trial.observed_mask.shape
@@ -343,20 +376,61 @@ def _features(trial: _Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
         difference = trial.x[(slice(None), *index)] - here
         columns += [difference, difference * trial.observed_mask[index]]
     columns += [simple[:, t, y, x] - here for simple in trial.simple]
+    columns.append(trial.mean[:, y, x] - here)
+    for n, moments in enumerate(trial.moments):
+        at_moment = moments[t, y, x]
+        for dy, dx in _AROUND if n < 2 else ((0, 0),):
+            yy = np.clip(y + dy, 0, limits[1] - 1)
+            xx = np.clip(x + dx, 0, limits[2] - 1)
+            columns.append(trial.x[:, at_moment, yy, xx] - here)
     return np.concatenate(columns).T, here.T
+
+
+_AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+
+
+def _moments(observed_mask: Mask) -> list[NDArray[np.int32]]:
+    """Nearest visible moments before, after, and the second nearest ones; (T, H, W) each.
+
+    The pixel's own where there is none.
+    """
+    frames = len(observed_mask)
+    number = np.arange(frames, dtype=np.int32)[:, None, None]
+    own = np.broadcast_to(number, observed_mask.shape)
+    before = np.maximum.accumulate(np.where(observed_mask, number, -1), axis=0)
+    after = np.minimum.accumulate(np.where(observed_mask, number, frames)[::-1], axis=0)[::-1]
+
+    def previous(index: NDArray[np.int32]) -> NDArray[np.int32]:
+        shifted = np.concatenate([np.full_like(before[:1], -1), before[:-1]])
+        return np.where(
+            index > 0, np.take_along_axis(shifted, np.clip(index, 0, frames - 1), 0), -1
+        )
+
+    def following(index: NDArray[np.int32]) -> NDArray[np.int32]:
+        shifted = np.concatenate([after[1:], np.full_like(after[:1], frames)])
+        return np.where(
+            index < frames - 1,
+            np.take_along_axis(shifted, np.clip(index, 0, frames - 1), 0),
+            frames,
+        )
+
+    return [
+        np.where((index >= 0) & (index < frames), index, own)
+        for index in (before, after, previous(before), following(after))
+    ]
 
 
 _Sample = tuple[Float32, Float32, NDArray[np.intp]]
 """Features (n, features), what is to be added to the recovery (n, C), and classes (n,)."""
 
 
-def _sample(truth: Float32, trial: _Trial, rng: np.random.Generator) -> _Sample:
+def _sample(truth: Float32, trial: Trial, rng: np.random.Generator) -> _Sample:
     """Some of the held-out pixels, equally many of each class where there are."""
     kind = trial.kind[tuple(trial.held.T)]
     rows = []
     for k in range(_CLASSES):
         of_kind = np.flatnonzero(kind == k)
-        rows.append(of_kind[rng.permutation(len(of_kind))[: _SAMPLES // 2]])
+        rows.append(of_kind[rng.permutation(len(of_kind))[:_SAMPLES]])
     at = trial.held[np.concatenate(rows)]
     features, here = _features(trial, at)
     return features, truth[(slice(None), *at.T)].T - here, kind[np.concatenate(rows)]
@@ -365,26 +439,26 @@ def _sample(truth: Float32, trial: _Trial, rng: np.random.Generator) -> _Sample:
 def _fit(samples: list[_Sample]) -> Float32:
     """Weights for each class, (_CLASSES, features, C).
 
-    A class is fitted to all samples, its own counting more.
+    A class is fitted to all samples, its own counting more; one without samples gets zeros.
     """
-    features, wanted, kind = (
-        np.concatenate([sample[i] for sample in samples]) for i in range(3)
-    )
+    features, wanted, kind = (np.concatenate([sample[i] for sample in samples]) for i in range(3))
     size = np.sqrt(np.square(features).mean(0)) + np.float32(1e-6)
     features = features / size
-    return np.stack(
-        [_least_absolute(features, wanted, np.where(kind == k, 1, _OTHERS)) for k in range(_CLASSES)]
-    ) / size[:, None]
+    weights = np.zeros((_CLASSES, features.shape[1], wanted.shape[1]), np.float32)
+    for k in np.unique(kind):
+        importance = np.where(kind == k, 1, _OTHERS)
+        weights[k] = _least_absolute(features, wanted, importance) / size[:, None]
+    return weights
 
 
 _OTHERS = 0.1  # weight of the other classes' samples
 
 
 def _least_absolute(features: Float32, wanted: Float32, importance: NDArray[np.float64]) -> Float32:
-    """Weights, (features, C), of least absolute error, by four rounds of reweighted squares."""
+    """Weights, (features, C), of least absolute error, by three rounds of reweighted squares."""
     importance = importance.astype(np.float32)
     balance = importance
-    for _ in range(4):
+    for _ in range(3):
         weighted = features * balance[:, None]
         square = (features.T @ weighted).astype(np.float64)
         square[np.diag_indices_from(square)] += _RIDGE * float(balance.sum())
@@ -395,7 +469,7 @@ def _least_absolute(features: Float32, wanted: Float32, importance: NDArray[np.f
     return solved
 
 
-def _apply(weights: Float32, trial: _Trial) -> Float32:
+def _apply(weights: Float32, trial: Trial) -> Float32:
     """The recovery with the predictor's correction at every pixel that the trial may not read."""
     out = trial.x.copy()
     for begin in range(0, len(trial.hidden), _CHUNK):
@@ -431,4 +505,3 @@ def held_out(observed_mask: Mask, rng: np.random.Generator) -> Mask:
         moved = moved & (frames if in_regions else rng.random(hidden.shape) < share)
     held: Mask = moved & observed_mask
     return held if (observed_mask & ~held).any() else np.zeros_like(held)
-

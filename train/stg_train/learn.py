@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stg_runtime.errors import DivergenceError, InputError
 from stg_train.chains import autocast, walk
 from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
+from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
 from stg_train.recipe import Recipe
 
@@ -175,6 +176,7 @@ class Learner:
         self.choice = torch.Generator().manual_seed(recipe.seed)
         self.chains = self._fresh_chains(channels)
         self.windows = torch.empty(0)
+        self.recovery = None if observed.observed_mask is None else Recovery(recipe, observed)
 
     @property
     def descriptor(self) -> Descriptor:
@@ -212,9 +214,23 @@ class Learner:
         n_clips, n_frames = self.observed.pixels.shape[:2]
         clips = torch.randperm(n_clips, generator=self.choice)[: data.batch].tolist()
         last = n_frames - data.trained_frames
+        if self.recovery is not None:
+            return self._recovered_windows(clips, last)
         starts = torch.randint(last + 1, (len(clips),), generator=self.choice).tolist()
         x = self.observed.windows(clips, starts, data.trained_frames)
         return x.to(self.device, memory_format=self._layout)
+
+    def _recovered_windows(self, clips: list[int], last: int) -> Tensor:
+        """Windows of incomplete clips, after a walk of their hidden pixels."""
+        assert self.recovery is not None
+        # Beyond both ends and brought back: windows at the ends are as likely as frames need.
+        over = self.recovery.border if last else 0
+        drawn = torch.randint(-over, last + over + 1, (len(clips),), generator=self.choice)
+        starts = drawn.clamp(0, last).tolist()
+        x = self.recovery.walk_windows(
+            self.energy, clips, starts, self.recipe.data.trained_frames, self._draw
+        )
+        return x.to(memory_format=self._layout)
 
     def rate_factor(self) -> float:
         """Factor on the learning rates at the coming update.
@@ -250,8 +266,8 @@ class Learner:
             draw=self._draw,
             precision=recipe.precision,
         )
-        self.energy.requires_grad_(True)
         windows = self._observed_windows()
+        self.energy.requires_grad_(True)
 
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.precision, self.device):
@@ -322,6 +338,8 @@ class Learner:
         self.energy.load_state_dict(self.kept.parameters)
         self.optimizer.state.clear()
         self.returns += 1
+        if self.recovery is not None:
+            self.recovery.restart()
         if self.recipe.learning.regime == "persistent":
             # Chains that collapsed with the network would pull it down again.
             self.chains = self._fresh_chains(self.chains.shape[1])

@@ -30,12 +30,15 @@ class Observed:
         fps: frames per second of the first video.
         mean: grey levels subtracted, float32, (C, 1, 1) or (C, H, W).
         scale: grey levels per model unit.
+        observed_mask: True where a pixel is given, (M, T, H, W); hidden ones are 0 in `pixels`.
+            None: all are given.
     """
 
     pixels: NDArray[np.uint8]
     fps: float
     mean: NDArray[np.float32]
     scale: float
+    observed_mask: NDArray[np.bool_] | None = None
 
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each clip's bytes."""
@@ -51,7 +54,7 @@ class Observed:
 
 
 def read_observed(data: Data, pixels: Pixels) -> Observed:
-    """Decode, crop, resize and cut every video of a recipe.
+    """Decode, crop, resize and cut every video of a recipe; one without a mask.
 
     Raises:
         InputError: a video that cannot be read, is too short, or does not move at all.

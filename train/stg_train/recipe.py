@@ -36,6 +36,10 @@ class Data(_Section):
 
     Attributes:
         videos: files or image folders; filled in from the command line.
+        mask: what is hidden of every clip: a file, white (nonzero in an .npy) where hidden, or a
+            pattern, `region:60`, `fixed-region:60`, `frames:0.5`, `salt-pepper:0.5`, drawn from
+            the recipe's seed. None: nothing.
+        mask_resize: bring a mask of another size or length to the video's.
         size: (H, W) of the prepared clips, pixels.
         frames: frames taken from each video.
         start: first frame taken.
@@ -46,6 +50,8 @@ class Data(_Section):
     """
 
     videos: tuple[str, ...] = ()
+    mask: str | None = None
+    mask_resize: bool = False
     size: tuple[_Count, _Count]
     frames: _Count
     start: _NonNegativeInt = 0
@@ -181,6 +187,19 @@ class Learning(_Section):
         return self
 
 
+class Incomplete(_Section):
+    """Learning from clips with hidden pixels; of use where `data.mask` hides some.
+
+    Attributes:
+        n_steps: Langevin steps that the hidden pixels of an update's windows make before it. The
+            recovery is one persistent chain, so few are enough; more follow the model faster.
+        finish_steps: the longest noise-free descent that is tried for the final estimate.
+    """
+
+    n_steps: _Count = 5
+    finish_steps: _Count = 20
+
+
 class Output(_Section):
     """What a run leaves behind.
 
@@ -218,6 +237,7 @@ class Recipe(_Section):
     langevin: Langevin
     learning: Learning
     output: Output = Output()
+    incomplete: Incomplete = Incomplete()
 
     @field_validator("device")
     @classmethod

@@ -6,6 +6,8 @@ RUN/checkpoint.safetensors   the newest state
 RUN/metrics.jsonl            one line per update
 RUN/chains/*.png             contact sheets of the chains as they learn
 RUN/chains.mp4               clips and chains side by side, newest
+
+and of clips with hidden pixels what `stg_train.incomplete` says.
 """
 
 from __future__ import annotations
@@ -42,6 +44,15 @@ from stg_train.checkpoint import (
     save_checkpoint,
 )
 from stg_train.descriptor import Descriptor, Energy
+from stg_train.incomplete import (
+    LEFT,
+    MASK,
+    TRUTH,
+    Recovered,
+    finish,
+    read_incomplete,
+    read_run_mask,
+)
 from stg_train.learn import (
     Learner,
     Metrics,
@@ -109,7 +120,10 @@ class Run:
                 )
         torch.set_num_threads(recipe.threads or 1)
         # Everything that can be wrong with the input is found before the folder is touched.
-        observed = read_observed(recipe.data, recipe.pixels)
+        if recipe.data.mask is None:
+            observed, truth = read_observed(recipe.data, recipe.pixels), None
+        else:
+            observed, truth = read_incomplete(recipe.data, recipe.pixels, recipe.seed)
         learner = Learner(recipe, observed)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +131,10 @@ class Run:
             recipe.save(folder / RECIPE)
             with atomic_path(folder / OBSERVED) as temporary, temporary.open("wb") as file:
                 np.save(file, observed.pixels)
+            for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
+                if array is not None:
+                    with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
+                        np.save(file, array)
             save_checkpoint(folder / CHECKPOINT, learner, versions())
         except OSError as error:
             raise InputError(f"-o {folder}: cannot be written ({error})") from None
@@ -202,6 +220,10 @@ class Run:
                 board.close()
         return learner.update_count >= total
 
+    def finish_recovery(self) -> Recovered:
+        """Write what was recovered of incomplete clips, once learning is done; see `finish`."""
+        return finish(self.learner, self.folder)
+
     def picture(self) -> None:
         """Write a contact sheet and a short video of the observed windows and the chains."""
         observed = self.learner.observed
@@ -252,7 +274,10 @@ def _read_observed(path: Path, checkpoint: Checkpoint) -> Observed:
         pixels = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot read the run's prepared clips ({error})") from None
-    observed = Observed(pixels, checkpoint.fps, checkpoint.mean, checkpoint.scale)
+    mask = None
+    if checkpoint.recipe.data.mask is not None:
+        mask = read_run_mask(path.with_name(MASK), pixels)
+    observed = Observed(pixels, checkpoint.fps, checkpoint.mean, checkpoint.scale, mask)
     if observed.hashes() != checkpoint.clips:
         raise InputError(f"{path}: not the clips that {CHECKPOINT} was trained on; they differ")
     return observed
@@ -276,7 +301,7 @@ def _truncate_metrics(path: Path, update: int) -> None:
 
 def _is_ours(name: str) -> bool:
     """Does a run leave a file or folder of this name, or a killed one such a temporary?"""
-    names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard")
+    names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard", *LEFT)
     return name in names or name.startswith(TEMPORARY_PREFIX)
 
 
@@ -297,7 +322,7 @@ def _refuse_edited(path: Path, stored: Recipe) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote; the checkpoint first, so that no mixture can be resumed."""
-    for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4"):
+    for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4", *LEFT):
         (folder / name).unlink(missing_ok=True)
     for sheet in folder.glob("chains/update-*.png"):
         sheet.unlink()
