@@ -25,7 +25,8 @@ def reference() -> str:
         ("stg-export", export.app, []),
     ]
     commands += [
-        (f"stg-run {name}", run.app, [name]) for name in ("synthesize", "sheet", "info", "doctor")
+        (f"stg-run {name}", run.app, [name])
+        for name in ("synthesize", "inpaint", "sheet", "info", "doctor")
     ]
     runner = CliRunner()
     page = [_HEAD]

@@ -19,6 +19,7 @@ from stg_cli.common import (
     progress_bar,
     run_app,
 )
+from stg_cli.inpaint import inpaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    help="Synthesize video from an exported model; needs no PyTorch.\n\n"
+    help="Synthesize and repair video with an exported model; needs no PyTorch.\n\n"
     "Example: stg-run synthesize fire.onnx -o fire.mp4",
 )
+
+app.command()(inpaint)
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file of stg-export.")]
 
