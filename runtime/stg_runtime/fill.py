@@ -335,22 +335,33 @@ def mean_error(guess: Float32, truth: Float32, at: NDArray[np.intp]) -> float:
     return float(np.abs(guess[index] - truth[index]).mean(dtype=np.float64))
 
 
-def best_shares(truth: Float32, lessons: Sequence[Trial], corrected: Sequence[Float32]) -> Float32:
+def best_shares(
+    truth: Float32,
+    lessons: Sequence[Trial],
+    corrected: Sequence[Float32],
+    tried: Sequence[float] = _SHARES,
+) -> Float32:
     """For each class, the share of the correction with the least error, (_CLASSES,).
 
     None is taken that does not help in most of the lessons: what helps in one may be its accident.
+
+    Args:
+        truth: (C, T, H, W); read where the lessons hold out.
+        lessons: recoveries with held-out pixels.
+        corrected: of each lesson.
+        tried: the shares to choose from; the first is 0.
     """
-    total = np.zeros((len(lessons), _CLASSES, len(_SHARES)))
+    total = np.zeros((len(lessons), _CLASSES, len(tried)))
     for errors, trial, moved in zip(total, lessons, corrected, strict=True):
         index = (slice(None), *trial.held.T)
         kind = trial.kind[tuple(trial.held.T)]
-        for i, share in enumerate(_SHARES):
+        for i, share in enumerate(tried):
             guess = trial.x[index] + np.float32(share) * (moved[index] - trial.x[index])
             errors[:, i] = np.bincount(kind, np.abs(guess - truth[index]).sum(0), _CLASSES)
     helps = (total < total[:, :, :1]).mean(0) > _MOST
     allowed = np.where(helps, total.sum(0), np.inf)
     allowed[:, 0] = total[:, :, 0].sum(0)
-    shares: Float32 = np.array(_SHARES, np.float32)[allowed.argmin(1)]
+    shares: Float32 = np.array(tried, np.float32)[allowed.argmin(1)]
     return shares
 
 

@@ -50,6 +50,10 @@ LEFT = (MASK, TRUTH, RECOVERED, "recovered.mp4", "recovered-sample.mp4", FIGURES
 """Files that an incomplete run leaves besides every run's."""
 
 
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Of the descent's correction, to choose from; small ones as a young model knows little."""
+
+
 def read_incomplete(
     data: Data, pixels: Pixels, seed: int
 ) -> tuple[Observed, NDArray[np.uint8] | None]:
@@ -412,7 +416,7 @@ def _estimate(
     best: tuple[float, int, NDArray[np.float32]] | None = None
     for i in range(len(recovery.descent_steps())):
         corrected = [ways[i] for ways in descended]
-        share = best_shares(x, found.lessons, corrected)
+        share = best_shares(x, found.lessons, corrected, SHARES)
         error = 0.0
         for lesson, moved in zip(found.lessons, corrected, strict=True):
             at = (slice(None), *lesson.held.T)
