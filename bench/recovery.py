@@ -114,7 +114,7 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
             "data.start": options.start,
             "data.crop": [int(part) for part in crop.split(",")] if crop else None,
             "data.mask": mask,
-            "learning.updates": options.updates,
+            "learning.updates": max(options.updates, 1),
             "seed": options.seed,
             "threads": options.threads,
             "device": options.device,
@@ -124,7 +124,8 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
     )
     began = time.perf_counter()
     run = Run.start(folder / "run", recipe, overwrite=True)
-    run.learn()
+    if options.updates:
+        run.learn()
     found = run.finish_recovery()
     seconds = time.perf_counter() - began
     truth = np.load(folder / "run" / TRUTH)[0]
@@ -145,7 +146,7 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
         "telea": error(opencv(truth, observed_mask, "telea")),
         "ns": error(opencv(truth, observed_mask, "ns")),
         "start": found.error_first,
-        "ours": found.error,
+        "ours": found.error if options.updates else found.error_first,
         "sample": found.error_sample,
         "steps": found.steps,
         "shares": found.shares,
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--size", default="64x64")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--updates", type=int, default=100, help="0: start alone")
     parser.add_argument("--recipe", default="st")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)

@@ -273,7 +273,7 @@ def _recover(work: Run) -> None:
         )
     print(
         f"{work.folder / 'recovered.mp4'}  ({found.hidden:.1%} of the pixels recovered{error}; "
-        f"with texture: {work.folder / 'recovered-sample.mp4'})"
+        f"the chain: {work.folder / 'recovered-sample.mp4'})"
     )
 
 

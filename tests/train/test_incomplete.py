@@ -20,7 +20,8 @@ PATTERNS = ["region:6", "frames:0.5", "salt-pepper:0.5"]
 
 
 def incomplete(clip: Path, mask: object = "region:6", **overrides: object) -> Recipe:
-    return tiny_recipe(clip, **{"data.mask": str(mask), "output.margin_frames": 2, **overrides})
+    settings = {"output.margin_frames": 2, "incomplete.regime": "persistent"}
+    return tiny_recipe(clip, **{"data.mask": str(mask), **settings, **overrides})
 
 
 def whole_run(folder: Path, recipe: Recipe) -> Run:
@@ -124,6 +125,20 @@ def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, pattern: str) -> None
     for name in (METRICS, *LEFT):
         a, b = (tmp_path / run / name for run in ("whole", "cut"))
         assert a.read_bytes() == b.read_bytes(), name
+
+
+def test_restarted_recoveries_begin_at_the_first_values(clip: Path) -> None:
+    """With steps too small to move anything, only a persistent recovery keeps what it was given."""
+    still = {"langevin.noise_scale": 0.0, "langevin.step_size": 1e-6, "data.window": 12}
+    for regime, kept in (("persistent", True), ("restart", False)):
+        recipe = resolve(incomplete(clip, **still, **{"incomplete.regime": regime}))
+        observed, _ = read_incomplete(recipe.data, recipe.pixels, recipe.seed)
+        work = Learner(recipe, observed)
+        assert work.recovery is not None
+        work.recovery.x.add_(1.0)
+        window = work.recovery.walk_windows(work.energy, [0], [0], 12, work._draw)
+        expected = work.recovery.first + (1.0 if kept else 0.0)
+        assert torch.allclose(window, expected, atol=1e-4)
 
 
 def test_recovered_video_keeps_visible_pixels_and_its_error_is_the_truth(

@@ -1,14 +1,14 @@
 """Learning from incomplete video: hidden pixels are recovered while the model is learned.
 
 Before each update the hidden pixels of the windows that it learns from are themselves sampled with
-Langevin dynamics, the visible ones clamped; the recovery is one persistent chain per clip. It
-begins at `stg_runtime.fill.fill`, and hidden values of the source are never read: the prepared
-clips hold zeros there.
+Langevin dynamics, the visible ones clamped, from first values (`stg_runtime.fill.fill`) or on from
+where the last walk ended (`Incomplete.regime`). Hidden values of the source are never read: the
+prepared clips hold zeros there.
 
 RUN/mask.npy               True where a pixel is given, N x T x H x W
 RUN/truth.npy              what a generated pattern hid; read by `finish` alone
 RUN/recovered.npy, .mp4    the estimate of least error, uint8, N x T x H x W x 3
-RUN/recovered-sample.mp4   the chain: a sample with texture; its error is larger
+RUN/recovered-sample.mp4   the chain as it was left: a sample; its error is larger
 RUN/recovery.json          figures
 
 Source: Xie, Zhu, Wu, CVPR 2017, section on learning from incomplete data (Algorithm 2); the
@@ -247,8 +247,10 @@ class Recovery:
             DivergenceError: a value is not finite; the chains keep their state.
         """
         length = self.x.shape[2]
+        persistent = self.recipe.incomplete.regime == "persistent"
+        begin = self.x if persistent else self.first
         before = torch.stack(
-            [self.x[m, :, t : t + frames] for m, t in zip(clips, starts, strict=True)]
+            [begin[m, :, t : t + frames] for m, t in zip(clips, starts, strict=True)]
         )
         held = torch.stack(
             [self._visible[m, :, t : t + frames] for m, t in zip(clips, starts, strict=True)]

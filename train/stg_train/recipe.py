@@ -191,11 +191,15 @@ class Incomplete(_Section):
     """Learning from clips with hidden pixels; of use where `data.mask` hides some.
 
     Attributes:
-        n_steps: Langevin steps that the hidden pixels of an update's windows make before it. The
-            recovery is one persistent chain, so few are enough; more follow the model faster.
+        regime: "restart" begins the walk of the hidden pixels at their first values before every
+            update; "persistent" goes on where the last one ended, as in the paper. With short-run
+            learning a persistent recovery drifts into modes that the chains never visit (flat
+            patches, after 200 updates on the river), and then teaches them to the network.
+        n_steps: Langevin steps that the hidden pixels of an update's windows make before it.
         finish_steps: the longest noise-free descent that is tried for the final estimate.
     """
 
+    regime: Literal["restart", "persistent"] = "restart"
     n_steps: _Count = 5
     finish_steps: _Count = 20
 
