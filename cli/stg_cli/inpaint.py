@@ -69,6 +69,10 @@ def inpaint(
     mask_resize: Annotated[
         bool, typer.Option("--mask-resize", help="Bring a mask of another size or length to fit.")
     ] = False,
+    mask_grow: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="Pixels by which a mask file hides more, all around."),
+    ] = 0,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:i]|tensorrt", help="Where to run.")
     ] = "auto",
@@ -97,7 +101,13 @@ def inpaint(
     if seed is None:
         seed = secrets.randbelow(2**32)
     clip = read_masked_clip(
-        video, mask, start=start, frames=frames, mask_resize=mask_resize, seed=seed
+        video,
+        mask,
+        start=start,
+        frames=frames,
+        mask_resize=mask_resize,
+        mask_grow=mask_grow,
+        seed=seed,
     )
     known = clip.observed_mask
     job = plan(

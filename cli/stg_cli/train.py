@@ -69,6 +69,10 @@ def train(
     mask_resize: Annotated[
         bool, typer.Option("--mask-resize", help="Bring a mask of another size or length to fit.")
     ] = False,
+    mask_grow: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, help="Pixels by which a mask file hides more, all around."),
+    ] = None,
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
@@ -106,6 +110,7 @@ def train(
         "data.crop": parse_crop(crop),
         "data.window": window,
         "data.mask": mask,
+        "data.mask_grow": mask_grow,
         "data.mask_resize": mask_resize or None,
         "learning.regime": regime,
         "learning.updates": updates,

@@ -15,7 +15,7 @@ from stg_runtime.backends.base import Backend, Chains
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.fill import fill
 from stg_runtime.langevin import Float32
-from stg_runtime.mask import Mask
+from stg_runtime.mask import Mask, dilate
 from stg_runtime.video import Frames, to_model, to_pixels
 
 Init = Literal["noise", "interpolate"]
@@ -280,7 +280,7 @@ def seam(frames: Frames, observed_mask: Mask) -> Seam | None:
         if known.all() or not known.any():
             continue
         luma = frame.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        near = _dilate(~known, NEAR)
+        near = dilate(~known, NEAR)
         for turned, k, close in ((luma, known, near), (luma.T, known.T, near.T)):
             step = np.abs(np.diff(turned, axis=0))
             across = k[1:] != k[:-1]
@@ -295,19 +295,3 @@ def seam(frames: Frames, observed_mask: Mask) -> Seam | None:
     if (sums[:, 1] == 0).any():
         return None
     return Seam(*(float(total / count) for total, count in sums))
-
-
-def _dilate(mask: Mask, by: int) -> Mask:
-    """True within `by` pixels of a True one along each axis, (H, W)."""
-    for axis in (0, 1):
-        count = np.cumsum(mask, axis=axis, dtype=np.int64)
-        size = mask.shape[axis]
-        high = np.minimum(np.arange(size) + by, size - 1)
-        low = np.arange(size) - by - 1
-        below = np.where(
-            (low >= 0).reshape((-1, 1) if axis == 0 else (1, -1)),
-            count.take(np.maximum(low, 0), axis),
-            0,
-        )
-        mask = count.take(high, axis) > below
-    return mask

@@ -112,6 +112,16 @@ def test_start_and_frames_cut_the_mask_alike(
     np.testing.assert_array_equal(clip.observed_mask, ~hidden[3:7])
 
 
+def test_a_grown_mask_hides_more_on_every_side(tmp_path: Path, video: Path) -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 10:12, 0:4] = True
+    np.save(tmp_path / "mask.npy", mask)
+    clip = read_masked_clip(video, str(tmp_path / "mask.npy"), mask_grow=3)
+    expected = np.zeros(SHAPE, bool)
+    expected[3, 7:15, 0:7] = True
+    np.testing.assert_array_equal(clip.observed_mask, ~expected)
+
+
 def test_mask_resize_stretches_space_and_time(tmp_path: Path, video: Path) -> None:
     mask = np.zeros((5, 16, 24), bool)
     mask[1, 4:8, 6:12] = True

@@ -81,6 +81,7 @@ def read_incomplete(
             crop=data.crop,
             clip=clip if count > 1 else None,
             mask_resize=data.mask_resize,
+            mask_grow=data.mask_grow,
             seed=seed + number,
         )
         for number, (video, clip, count) in enumerate(

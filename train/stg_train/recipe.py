@@ -40,6 +40,7 @@ class Data(_Section):
             pattern, `region:60`, `fixed-region:60`, `frames:0.5`, `salt-pepper:0.5`, drawn from
             the recipe's seed. None: nothing.
         mask_resize: bring a mask of another size or length to the video's.
+        mask_grow: source pixels by which a mask from a file hides more on every side.
         size: (H, W) of the prepared clips, pixels.
         frames: frames taken from each video.
         start: first frame taken.
@@ -52,6 +53,7 @@ class Data(_Section):
     videos: tuple[str, ...] = ()
     mask: str | None = None
     mask_resize: bool = False
+    mask_grow: _NonNegativeInt = 0
     size: tuple[_Count, _Count]
     frames: _Count
     start: _NonNegativeInt = 0
