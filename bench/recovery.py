@@ -22,6 +22,7 @@ import datetime
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,10 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
     )
     began = time.perf_counter()
     run = Run.start(folder / "run", recipe, overwrite=True)
+    found = None
     if options.updates:
         run.learn()
-    found = run.finish_recovery()
+        found = run.finish_recovery()
     seconds = time.perf_counter() - began
     truth = np.load(folder / "run" / TRUTH)[0]
     observed_mask = np.load(folder / "run" / MASK)[0]
@@ -137,6 +139,9 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
         rounded = np.clip(np.rint(guess), 0, 255)
         return float(np.abs(rounded - levels)[:, ~observed_mask].mean())
 
+    recovery, observed = run.learner.recovery, run.learner.observed
+    assert recovery is not None
+    first = recovery.first[0].cpu().numpy() * observed.scale + observed.mean[:, None]
     return {
         "clip": clip.partition("=")[0],
         "mask": mask,
@@ -145,11 +150,9 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
         "mrf-l2": error(harmonic_fill(given, observed_mask)),
         "telea": error(opencv(truth, observed_mask, "telea")),
         "ns": error(opencv(truth, observed_mask, "ns")),
-        "start": found.error_first,
-        "ours": found.error if options.updates else found.error_first,
-        "sample": found.error_sample,
-        "steps": found.steps,
-        "shares": found.shares,
+        "start": error(first),
+        "ours": found.error if found else float("nan"),
+        "learned": asdict(found) if found else None,
         "seconds": round(seconds, 1),
     }
 
@@ -163,7 +166,7 @@ def main() -> None:
     parser.add_argument("--size", default="64x64")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=100, help="0: start alone")
+    parser.add_argument("--updates", type=int, default=100, help="0: the start alone")
     parser.add_argument("--recipe", default="st")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)

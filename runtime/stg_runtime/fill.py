@@ -299,7 +299,7 @@ _SIMPLE = ("time", "1", "0.1")  # the fills that the predictor is offered
 _FOLDS = 4  # held-out sets; each is recovered by what the others teach
 _STAGES = 2
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_CLASSES = 4
+_CLASSES = 5
 _SAMPLES = 2_500  # pixels of each class of a held-out set that a fit sees
 _RIDGE = 1e-2  # relative to the mean square of the standardised features
 _CHUNK = 20_000  # pixels whose features are in memory at once
@@ -320,12 +320,13 @@ def _gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def _classes(observed_mask: Mask) -> NDArray[np.intp]:
-    """Visible one frame before and after: 0; one and two: 1; further: 2; on one side only: 3."""
+    """By frames from one visible moment to the next: 2: 0; 3: 1; 4, 5: 2; more: 3; no next: 4."""
     back, ahead = _gaps(observed_mask)
-    kind = np.full(observed_mask.shape, 2, np.intp)
+    kind = np.full(observed_mask.shape, 3, np.intp)
+    kind[back + ahead <= 5] = 2
     kind[back + ahead <= 3] = 1
     kind[back + ahead <= 2] = 0
-    kind[np.maximum(back, ahead) > len(observed_mask)] = 3
+    kind[np.maximum(back, ahead) > len(observed_mask)] = 4
     return kind
 
 
@@ -343,7 +344,7 @@ def best_shares(
 ) -> Float32:
     """For each class, the share of the correction with the least error, (_CLASSES,).
 
-    None is taken that does not help in most of the lessons: what helps in one may be its accident.
+    None is taken that does not help in every lesson: what helps in one may be its accident.
 
     Args:
         truth: (C, T, H, W); read where the lessons hold out.
@@ -365,7 +366,7 @@ def best_shares(
     return shares
 
 
-_MOST = 0.7  # share of the lessons in which a correction must help
+_MOST = 0.9  # share of the lessons in which a correction must help: of four, all
 
 
 def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
