@@ -344,7 +344,7 @@ def best_shares(
 ) -> Float32:
     """For each class, the share of the correction with the least error, (_CLASSES,).
 
-    None is taken that does not help in every lesson: what helps in one may be its accident.
+    None is taken that does not help in most of the lessons: what helps in one may be its accident.
 
     Args:
         truth: (C, T, H, W); read where the lessons hold out.
@@ -366,7 +366,7 @@ def best_shares(
     return shares
 
 
-_MOST = 0.9  # share of the lessons in which a correction must help: of four, all
+_MOST = 0.7  # share of the lessons in which a correction must help: of four, three
 
 
 def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
