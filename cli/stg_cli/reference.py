@@ -24,8 +24,18 @@ def reference() -> str:
         ("stg-train", train.app, []),
         ("stg-export", export.app, []),
     ]
-    names = ("synthesize", "compare", "report", "sheet", "info", "bench", "engine", "doctor")
-    commands += [(f"stg-run {name}", run.app, [name]) for name in names]
+    names = (
+        "synthesize",
+        "inpaint",
+        "compare",
+        "report",
+        "sheet",
+        "info",
+        "bench",
+        "engine",
+        "doctor",
+    )
+    commands += [(f"stg-run {name}", run.app, [name]) for name in [*names, "doctor"]]
     runner = CliRunner()
     page = [_HEAD]
     for name, app, arguments in commands:

@@ -19,17 +19,19 @@ from stg_cli.common import (
     run_app,
 )
 from stg_cli.compare import compare
+from stg_cli.inpaint import inpaint
 from stg_cli.report import report
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    help="Synthesize video from an exported model; needs no PyTorch.\n\n"
+    help="Synthesize and repair video with an exported model; needs no PyTorch.\n\n"
     "Example: stg-run synthesize fire.onnx -o fire.mp4",
 )
 
 app.command()(compare)
 app.command()(report)
+app.command()(inpaint)
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file of stg-export.")]
 

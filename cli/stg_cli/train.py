@@ -61,6 +61,21 @@ def train(
     crop: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Cut this out first, source pixels.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PATTERN",
+            help="Hidden pixels, to be recovered: a video, image, image folder or .npy, white "
+            "(nonzero) where hidden; or region:60, fixed-region:60, frames:0.5, salt-pepper:0.5.",
+        ),
+    ] = None,
+    mask_resize: Annotated[
+        bool, typer.Option("--mask-resize", help="Bring a mask of another size or length to fit.")
+    ] = False,
+    mask_grow: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, help="Pixels by which a mask file hides more, all around."),
+    ] = None,
     window: Annotated[
         int | None, typer.Option(min=1, help="Frames of the random window an update sees.")
     ] = None,
@@ -121,6 +136,9 @@ def train(
         "data.align": align,
         "langevin.chains": chains,
         "data.allow_cuts": allow_cuts or None,
+        "data.mask": mask,
+        "data.mask_grow": mask_grow,
+        "data.mask_resize": mask_resize or None,
         "learning.regime": regime,
         "learning.updates": updates,
         "output.checkpoint_every": checkpoint_every,
@@ -157,6 +175,8 @@ def train(
         resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
             raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
+        if resolved.data.mask is not None:
+            print("filling the hidden pixels for a start ...", file=sys.stderr)
         work = Run.start(run, resolved, overwrite=overwrite, world=world)
     try:
         _learn(work)
@@ -281,10 +301,14 @@ def _learn(work: Run) -> None:
         )
         raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
     seconds = time.monotonic() - began
-    _finish(work)
+    if work.learner.recovery is not None:
+        _recover(work)
+    else:
+        _finish(work)
+    look = "recovered.mp4" if work.learner.recovery is not None else "report.html"
     print(
         f"{work.folder}  ({total} updates, {seconds:.0f} s; look at "
-        f"{work.folder / 'report.html'}; next: stg-export {work.folder} -o MODEL.onnx)"
+        f"{work.folder / look}; next: stg-export {work.folder} -o MODEL.onnx)"
     )
 
 
@@ -302,6 +326,21 @@ def _finish(work: Run) -> None:
         print(f"warning: no measures: {record.why_none}", file=sys.stderr)
         return
     print_table(table(record.measures, [f"new {i}" for i in range(len(record.measures.videos))]))
+
+
+def _recover(work: Run) -> None:
+    """Write the recovery and say how good it is, where that is known."""
+    found = work.finish_recovery()
+    error = ""
+    if found.error is not None:
+        error = (
+            f"; mean absolute error over hidden pixels {found.error:.2f} of 255 grey levels, "
+            f"first values {found.error_first:.2f}"
+        )
+    print(
+        f"{work.folder / 'recovered.mp4'}  ({found.hidden:.1%} of the pixels recovered{error}; "
+        f"the chain: {work.folder / 'recovered-sample.mp4'})"
+    )
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ def count_clips(path: Path) -> int:
     """
     if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size == 0:
         return 1  # reading it, which follows, says what is wrong
-    array = _load(path)
+    array = load_array(path)
     return array.shape[0] if array.ndim == 5 else 1
 
 
@@ -237,7 +237,12 @@ def _images(path: Path, names: Sequence[Path]) -> Iterator[Image]:
             raise InputError(f"{name}: not a readable image ({_one_line(error)})") from None
 
 
-def _load(path: Path) -> NDArray[np.uint8]:
+def load_array(path: Path) -> NDArray[np.uint8]:
+    """Map an .npy into memory, whatever its type and shape; the caller checks them.
+
+    Raises:
+        InputError: not a readable .npy.
+    """
     # NumPy reads the header as Python text, so a damaged one can fail in any of these ways.
     faults = (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError, TokenError)
     try:
@@ -253,7 +258,7 @@ def _load(path: Path) -> NDArray[np.uint8]:
 def _array(path: Path, clip: int | None) -> Iterator[Image]:
     from PIL import Image
 
-    array = _load(path)
+    array = load_array(path)
     if array.ndim == 5 and (array.shape[0] == 1 or clip is not None):
         array = array[clip or 0]
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape[1:]:
@@ -389,6 +394,16 @@ def _prepare(
     box = (left, top, image.width - left, image.height - top)
     # Lanczos: antialiased when it shrinks and the sharpest of Pillow's filters.
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def resize_frames(frames: Frames, size: tuple[int, int]) -> Frames:
+    """Frames as `read_clip` with `size` would have read them: (T, H, W, 3) to (T, *size, 3)."""
+    from PIL import Image
+
+    path = Path("frames")
+    return np.stack(
+        [np.asarray(_prepare(Image.fromarray(frame), path, size, None)) for frame in frames]
+    )
 
 
 def _one_line(error: Exception) -> str:

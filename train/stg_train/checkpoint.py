@@ -31,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         tensors: parameters ("energy.*"), those that the guard keeps ("kept.*"), Adam's moments
-            ("adam.*"), chains, mean and the state of the choice of windows.
+            ("adam.*"), chains, mean, the state of the choice of windows, and the recovery of
+            incomplete clips ("recovery.*").
         recipe: resolved recipe of the run.
         update: parameter updates made.
         norm_mean: running mean of the gradient norm.
@@ -79,6 +80,9 @@ def write_checkpoint(
             tensors[f"kept.{name}"] = value
     tensors["chains"] = chains
     tensors["random.choice"] = learner.choice.get_state()
+    if learner.recovery is not None:
+        tensors["recovery.x"] = learner.recovery.x
+        tensors["recovery.first"] = learner.recovery.first
     observed = learner.observed
     header = {
         "schema_version": SCHEMA_VERSION,
@@ -204,6 +208,10 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.norm_mean = checkpoint.norm_mean
     learner.response_mean = checkpoint.response_mean
     learner.returns = checkpoint.returns
+    if learner.recovery is not None:
+        learner.recovery.restore(
+            checkpoint.tensors["recovery.x"], checkpoint.tensors["recovery.first"]
+        )
     if checkpoint.kept is not None:
         parameters = energy_state(checkpoint, "kept.")
         on_device = {name: value.to(learner.device) for name, value in parameters.items()}

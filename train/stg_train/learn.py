@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stg_runtime.errors import DivergenceError, InputError
 from stg_train.chains import ChainNoise, autocast, walk
 from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
+from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
 from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe
@@ -171,6 +172,8 @@ class Learner:
                 f"{world.size} processes share {recipe.langevin.chains} chain(s); give at least "
                 f"one each (--chains {world.size}), or start fewer processes"
             )
+        if observed.observed_mask is not None and world.size > 1:
+            raise InputError("a run with --mask learns in one process; start it without torchrun")
         self.device = torch.device(recipe.device)
         channels = observed.pixels.shape[-1]
         # Channels-last suits bf16 convolutions on both processor and GPU, and TF32 ones on a GPU.
@@ -205,6 +208,7 @@ class Learner:
         self.spot = None if kind == "white" else observed.spot(kind)
         self.chains = self._fresh_chains(channels, self.noise)
         self.windows = torch.empty(0)
+        self.recovery = None if observed.observed_mask is None else Recovery(recipe, observed)
 
     @property
     def descriptor(self) -> Descriptor:
@@ -277,12 +281,33 @@ class Learner:
         n_clips, n_frames = self.observed.pixels.shape[:2]
         clips = torch.randperm(n_clips, generator=self.choice)[: data.batch].tolist()
         last = n_frames - data.trained_frames
+        if self.recovery is not None:
+            return self._recovered_windows(clips, last), len(clips)
         starts = torch.randint(last + 1, (len(clips),), generator=self.choice).tolist()
         mine = self.world.share(len(clips))
         x = self.observed.windows(
             [clips[i] for i in mine], [starts[i] for i in mine], data.trained_frames
         )
         return x.to(self.device, memory_format=self._layout), len(clips)
+
+    def _recovered_windows(self, clips: list[int], last: int) -> Tensor:
+        """Windows of incomplete clips, after a walk of their hidden pixels."""
+        assert self.recovery is not None
+        # Beyond both ends and brought back: windows at the ends are as likely as frames need.
+        over = self.recovery.border if last else 0
+        drawn = torch.randint(-over, last + over + 1, (len(clips),), generator=self.choice)
+        starts = drawn.clamp(0, last).tolist()
+        # Negative numbers: no chain of the run has this noise.
+        noise = ChainNoise(self.recipe.seed, [-1 - i for i in range(len(clips))], self.device)
+        noise.begin(self.update_count + 1)
+        x = self.recovery.walk_windows(
+            self.energy,
+            clips,
+            starts,
+            self.recipe.data.trained_frames,
+            lambda _step, like: noise.like(like),
+        )
+        return x.to(memory_format=self._layout)
 
     def rate_factor(self) -> float:
         """Factor on the learning rates at the coming update.
@@ -318,8 +343,8 @@ class Learner:
             draw=self._draw,
             precision=recipe.precision,
         )
-        self.energy.requires_grad_(True)
         windows, n_windows = self._observed_windows()
+        self.energy.requires_grad_(True)
 
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.precision, self.device):
@@ -415,6 +440,8 @@ class Learner:
         self.energy.load_state_dict(self.kept.parameters)
         self.optimizer.state.clear()
         self.returns += 1
+        if self.recovery is not None:
+            self.recovery.restart()
         if self.recipe.learning.regime != "short-run":
             # Chains that collapsed with the network would pull it down again.
             self.chains = self._fresh_chains(self.chains.shape[1], self.noise)

@@ -53,12 +53,15 @@ class Observed:
         fps: frames per second of the first video.
         mean: grey levels subtracted, float32, (C, 1, 1), (C, H, W) or (C, T, H, W).
         scale: grey levels per model unit.
+        observed_mask: True where a pixel is given, (M, T, H, W); hidden ones are 0 in `pixels`.
+            None: all are given.
     """
 
     pixels: NDArray[np.uint8]
     fps: float
     mean: NDArray[np.float32]
     scale: float
+    observed_mask: NDArray[np.bool_] | None = None
 
     def hashes(self) -> tuple[str, ...]:
         """SHA-256 of each clip's bytes."""

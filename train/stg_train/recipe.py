@@ -37,6 +37,11 @@ class Data(_Section):
 
     Attributes:
         videos: files or image folders; filled in from the command line.
+        mask: what is hidden of every clip: a file, white (nonzero in an .npy) where hidden, or a
+            pattern, `region:60`, `fixed-region:60`, `frames:0.5`, `salt-pepper:0.5`, drawn from
+            the recipe's seed. None: nothing.
+        mask_resize: bring a mask of another size or length to the video's.
+        mask_grow: source pixels by which a mask from a file hides more on every side.
         size: (H, W) of the prepared clips, pixels.
         frames: frames taken from each video.
         start: first frame taken.
@@ -48,6 +53,9 @@ class Data(_Section):
     """
 
     videos: tuple[str, ...] = ()
+    mask: str | None = None
+    mask_resize: bool = False
+    mask_grow: _NonNegativeInt = 0
     size: tuple[_Count, _Count]
     frames: _Count
     start: _NonNegativeInt = 0
@@ -200,6 +208,23 @@ class Learning(_Section):
         return self
 
 
+class Incomplete(_Section):
+    """Learning from clips with hidden pixels; of use where `data.mask` hides some.
+
+    Attributes:
+        regime: "restart" begins the walk of the hidden pixels at their first values before every
+            update; "persistent" goes on where the last one ended, as in the paper. With short-run
+            learning a persistent recovery drifts into modes that the chains never visit (flat
+            patches, after 200 updates on the river), and then teaches them to the network.
+        n_steps: Langevin steps that the hidden pixels of an update's windows make before it.
+        finish_steps: the longest noise-free descent that is tried for the final estimate.
+    """
+
+    regime: Literal["restart", "persistent"] = "restart"
+    n_steps: _Count = 5
+    finish_steps: _Count = 20
+
+
 class Output(_Section):
     """What a run leaves behind.
 
@@ -241,6 +266,7 @@ class Recipe(_Section):
     langevin: Langevin
     learning: Learning
     output: Output = Output()
+    incomplete: Incomplete = Incomplete()
 
     @field_validator("device")
     @classmethod

@@ -13,6 +13,8 @@ RUN/synthesized.npy          new videos from fresh noise, uint8, N x T x H x W x
 RUN/path.npy                 frames of the first one on its way from noise
 RUN/measures.json            how close they are to the clips, and whether they are new
 RUN/report.html              all of it, to look at
+
+and of clips with hidden pixels what `stg_train.incomplete` says.
 """
 
 from __future__ import annotations
@@ -55,6 +57,15 @@ from stg_train.checkpoint import (
     write_checkpoint,
 )
 from stg_train.descriptor import Descriptor, Energy
+from stg_train.incomplete import (
+    LEFT,
+    MASK,
+    TRUTH,
+    Recovered,
+    finish,
+    read_incomplete,
+    read_run_mask,
+)
 from stg_train.learn import (
     Learner,
     Metrics,
@@ -151,10 +162,19 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             with atomic_path(folder / OBSERVED) as temporary:
+                truth = None
                 with temporary.open("w+b") as file:
-                    observed = read_observed(recipe.data, recipe.pixels, file)
+                    if recipe.data.mask is None:
+                        observed = read_observed(recipe.data, recipe.pixels, file)
+                    else:
+                        observed, truth = read_incomplete(recipe.data, recipe.pixels, recipe.seed)
+                        np.save(file, observed.pixels)
                 learner = Learner(recipe, observed, world)
                 _clear(folder)
+            for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
+                if array is not None:
+                    with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
+                        np.save(file, array)
             recipe.save(folder / RECIPE)
             write_checkpoint(folder / CHECKPOINT, learner, learner.first_chains(), versions())
         except OSError as error:
@@ -296,6 +316,10 @@ class Run:
         write_report(self.folder / REPORT, read_run(self.folder))
         return record
 
+    def finish_recovery(self) -> Recovered:
+        """Write what was recovered of incomplete clips, once learning is done; see `finish`."""
+        return finish(self.learner, self.folder)
+
     def picture(self) -> None:
         """Write a contact sheet and a short video of the observed windows and the chains."""
         observed = self.learner.observed
@@ -352,7 +376,10 @@ def read_run_clips(folder: Path, checkpoint: Checkpoint) -> Observed:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot read the run's prepared clips ({error})") from None
-    observed = Observed(pixels, checkpoint.fps, checkpoint.mean, checkpoint.scale)
+    mask = None
+    if checkpoint.recipe.data.mask is not None:
+        mask = read_run_mask(path.with_name(MASK), pixels)
+    observed = Observed(pixels, checkpoint.fps, checkpoint.mean, checkpoint.scale, mask)
     if observed.hashes() != checkpoint.clips:
         raise InputError(f"{path}: not the clips that {CHECKPOINT} was trained on; they differ")
     return observed
@@ -376,7 +403,7 @@ def _truncate_metrics(path: Path, update: int) -> None:
 
 def _is_ours(name: str) -> bool:
     """Does a run leave a file or folder of this name, or a killed one such a temporary?"""
-    names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard")
+    names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard", *LEFT)
     return name in names + FINISHED or name.startswith(TEMPORARY_PREFIX)
 
 
@@ -397,7 +424,7 @@ def _refuse_edited(path: Path, stored: Recipe) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote; the checkpoint first, so that no mixture can be resumed."""
-    for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4"):
+    for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4", *LEFT):
         (folder / name).unlink(missing_ok=True)
     _remove_finished(folder)
     for sheet in folder.glob("chains/update-*.png"):

@@ -1,0 +1,519 @@
+"""First values for hidden pixels, from the visible ones alone: the start of every recovery.
+
+Everything here works on float arrays (C, T, H, W) in any unit, with one `observed_mask`,
+(T, H, W), for all colours, and never reads a hidden value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+def interpolate_in_time(x: Float32, observed_mask: Mask) -> Float32:
+    """Fill each hidden pixel on the line between its nearest visible moments.
+
+    Before the first and after the last visible moment the value is held; a pixel that is never
+    visible is filled from its neighbours in space (`pull_push` of the visible pixels' means).
+
+    Args:
+        x: (C, T, H, W).
+        observed_mask: True where the value is given, (T, H, W).
+
+    Returns:
+        A new array; visible values are those of `x`, bit for bit.
+    """
+    frames = observed_mask.shape[0]
+    number = np.arange(frames, dtype=np.int32)[:, None, None]
+    before = np.maximum.accumulate(np.where(observed_mask, number, -1), axis=0)
+    after = np.minimum.accumulate(np.where(observed_mask, number, frames)[::-1], axis=0)[::-1]
+    never = ~observed_mask.any(0)
+    left = np.where(before >= 0, before, after)
+    right = np.where(after < frames, after, before)
+    left, right = (np.where(never, 0, np.clip(index, 0, frames - 1)) for index in (left, right))
+    gap = np.maximum(right - left, 1)
+    share = ((number - left) / gap).clip(0, 1).astype(np.float32)
+    known = np.where(observed_mask, x, np.float32(0))
+    out = np.empty_like(known)
+    for source, target in zip(known, out, strict=True):
+        first = np.take_along_axis(source, left, 0)
+        target[:] = first + share * (np.take_along_axis(source, right, 0) - first)
+    if never.any():
+        out = np.where(never, mean_image(x, observed_mask)[:, None], out)
+    return np.where(observed_mask, x, out)
+
+
+def mean_image(x: Float32, observed_mask: Mask) -> Float32:
+    """Mean over each pixel's visible moments, (C, H, W); of its surroundings where it has none."""
+    count = observed_mask.sum(0)
+    total = np.where(observed_mask, x, np.float32(0)).sum(1)
+    return pull_push((total / np.maximum(count, 1)).astype(np.float32), count > 0)
+
+
+def pull_push(image: Float32, observed_mask: Mask) -> Float32:
+    """Fill the hidden pixels of one picture smoothly: means of ever coarser blocks, laid back.
+
+    Args:
+        image: (C, H, W).
+        observed_mask: (H, W); at least one True.
+
+    Returns:
+        A new array, (C, H, W), float32; visible values are those of `image`.
+    """
+    weight = observed_mask.astype(np.float32)
+    return _pull_push(np.where(observed_mask, image, 0).astype(np.float32), weight)
+
+
+def _pull_push(value: Float32, weight: Float32) -> Float32:
+    """`value` (C, H, W) is zero where `weight` (H, W), 0 to 1, is zero."""
+    if weight.all():
+        return value
+    height, width = weight.shape
+    assert height > 1 or width > 1, "nothing is visible"
+    pad = ((0, height % 2), (0, width % 2))
+    padded_weight = np.pad(weight, pad)
+    padded = np.pad(value * weight, ((0, 0), *pad))
+    blocks = (padded_weight.shape[0] // 2, 2, padded_weight.shape[1] // 2, 2)
+    mass = padded_weight.reshape(blocks).sum((1, 3))
+    total = padded.reshape(len(value), *blocks).sum((2, 4))
+    coarse = _pull_push(total / np.where(mass > 0, mass, 1), np.minimum(mass, 1))
+    fine = _double(coarse)[:, :height, :width]
+    return value * weight + fine * (1 - weight)
+
+
+def _double(coarse: Float32) -> Float32:
+    """Twice the height and width, linear between the centres of the coarse pixels."""
+    for axis in (1, 2):
+        size = coarse.shape[axis]
+        index = np.arange(2 * size)
+        nearest = index // 2
+        other = np.clip(nearest + np.where(index % 2, 1, -1), 0, size - 1)
+        coarse = np.float32(0.75) * coarse.take(nearest, axis) + np.float32(0.25) * coarse.take(
+            other, axis
+        )
+    return coarse
+
+
+def harmonic_fill(
+    x: Float32,
+    observed_mask: Mask,
+    *,
+    temporal_weight: float = 1.0,
+    iterations: int = 200,
+    tolerance: float = 1e-4,
+    start: Float32 | None = None,
+) -> Float32:
+    """Fill hidden pixels so that squared differences of neighbours are least, in space and time.
+
+    That is the conditional mean, and mode, of a Markov random field with quadratic potentials on
+    the six neighbours, found by conjugate gradients.
+
+    Args:
+        x: (C, T, H, W).
+        observed_mask: (T, H, W).
+        temporal_weight: of differences between frames against those within a frame; more trusts
+            the past and the future more than the surroundings.
+        iterations: at most.
+        tolerance: of the residual, relative to the first one.
+        start: first values; None for `interpolate_in_time`.
+
+    Returns:
+        A new array; visible values are those of `x`, bit for bit.
+    """
+    hidden = ~observed_mask
+    u = np.where(
+        observed_mask, x, interpolate_in_time(x, observed_mask) if start is None else start
+    )
+    u = u.astype(np.float32)
+    weights = (temporal_weight, 1.0, 1.0)
+    degree = np.zeros(observed_mask.shape, np.float32)
+    for axis, weight in enumerate(weights):
+        if degree.shape[axis] > 1:
+            lower, upper = _sides(axis)
+            degree[lower] += np.float32(weight)
+            degree[upper] += np.float32(weight)
+    inverse = np.where(degree > 0, 1 / np.maximum(degree, 1e-12), 0).astype(np.float32)
+    for c in range(len(u)):
+        r = -_laplace(u[c], weights) * hidden
+        z = r * inverse
+        p = z.copy()
+        rz = float((r * z).sum(dtype=np.float64))
+        first = rz
+        for _ in range(iterations):
+            if rz <= first * tolerance**2 or rz == 0:
+                break
+            ap = _laplace(p, weights) * hidden
+            alpha = np.float32(rz / float((p * ap).sum(dtype=np.float64)))
+            u[c] += alpha * p
+            r -= alpha * ap
+            z = r * inverse
+            new = float((r * z).sum(dtype=np.float64))
+            p = z + np.float32(new / rz) * p
+            rz = new
+    return np.where(observed_mask, x, u)
+
+
+def _sides(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Index of all but the last, and of all but the first, along an axis of (T, H, W)."""
+    lower, upper = [slice(None)] * 3, [slice(None)] * 3
+    lower[axis], upper[axis] = slice(None, -1), slice(1, None)
+    return tuple(lower), tuple(upper)
+
+
+def _laplace(u: Float32, weights: tuple[float, float, float]) -> Float32:
+    """Gradient of half the weighted squared differences of neighbours, (T, H, W)."""
+    out = np.zeros_like(u)
+    for axis, weight in enumerate(weights):
+        difference = np.diff(u, axis=axis) * np.float32(weight)
+        lower, upper = _sides(axis)
+        out[lower] -= difference
+        out[upper] += difference
+    return out
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Hidden pixels with first values, and how those were found.
+
+    Attributes:
+        x: (C, T, H, W); visible values are those given, bit for bit.
+        base: the simple fill that recovers held-out visible pixels best: "time" for
+            `interpolate_in_time`, or the temporal weight of a `harmonic_fill`.
+        shares: how much of the learned correction was taken, 0 to 1, for each stage and each class
+            of pixels (`_classes`): what was best on held-out visible pixels.
+        held_out_error: mean absolute error at those, in the unit of `x`: of the base, then after
+            each stage; NaN where nothing could be held out.
+        kind: class of each pixel that `shares` speaks of, (T, H, W).
+        lessons: the recoveries of held-out pixels that this was learned from, to learn more from.
+    """
+
+    x: Float32
+    base: str
+    shares: tuple[tuple[float, ...], ...]
+    held_out_error: tuple[float, ...]
+    kind: NDArray[np.intp]
+    lessons: tuple[Trial, ...]
+
+
+class Trial:
+    """A recovery, of which the truth is known where pixels are held out.
+
+    Attributes:
+        observed_mask: what it may read.
+        held: visible pixels that it may not read, (n, 3), and the truth there is known.
+        hidden: all it has to recover, (m, 3).
+        simple: the simple fills, see `_SIMPLE`.
+        x: the recovery so far.
+        kind: class of each pixel, (T, H, W).
+        moments: see `_moments`.
+        mean: the mean image, (C, H, W).
+    """
+
+    def __init__(self, x: Float32, observed_mask: Mask, held: Mask) -> None:
+        self.observed_mask = observed_mask & ~held
+        self.held = np.argwhere(held)
+        self.hidden = np.argwhere(~self.observed_mask)
+        self.kind = _classes(self.observed_mask)
+        self.moments = _moments(self.observed_mask)
+        self.mean = mean_image(x, self.observed_mask)
+        first = interpolate_in_time(x, self.observed_mask)
+        self.simple = [first] + [
+            harmonic_fill(
+                x, self.observed_mask, temporal_weight=float(weight), start=first, iterations=60
+            )
+            for weight in _SIMPLE[1:]
+        ]
+        self.x = first
+
+
+def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
+    """Fill hidden pixels as exactly as their visible surroundings in space and time allow.
+
+    The video itself teaches how. Visible pixels are hidden as well, in the shape of the mask moved
+    elsewhere (`held_out`), and a linear predictor of the truth from the simple fills around each
+    pixel, and from which of its neighbours are visible, is fitted to them for the least absolute
+    error; it learns, for instance, how the picture moves. This is done twice, the second time
+    around the first recovery. How much of each correction is taken, perhaps nothing, is what is
+    best on held-out pixels that the predictor was not fitted to.
+
+    Args:
+        x: (C, T, H, W).
+        observed_mask: (T, H, W); at least one True.
+        seed: of what is held out.
+
+    Returns:
+        The recovery; it is what a careful interpolation gives, without texture where the hole is
+        larger than a few pixels and frames.
+    """
+    assert observed_mask.any(), "nothing is visible"
+    x = np.where(observed_mask, x, np.float32(0)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    whole = Trial(x, observed_mask, np.zeros_like(observed_mask))
+    lessons: list[Trial] = []
+    taken = np.zeros_like(observed_mask)
+    for _ in range(_FOLDS):
+        held = held_out(observed_mask, rng) & ~taken
+        if held.any():
+            taken |= held
+            lessons.append(Trial(x, observed_mask, held))
+    if len(lessons) < 2:
+        return Filled(whole.simple[0], "time", (), (float("nan"),), whole.kind, ())
+    errors = [
+        np.mean([mean_error(trial.simple[i], x, trial.held) for trial in lessons])
+        for i in range(len(_SIMPLE))
+    ]
+    best = int(np.argmin(errors))
+    for trial in (whole, *lessons):
+        trial.x = trial.simple[best]
+    history, all_shares = [float(errors[best])], []
+    for _ in range(_STAGES):
+        samples = [_sample(x, trial, rng) for trial in lessons]
+        # Each lesson is corrected by what the others teach: its own truth takes no part.
+        corrected = [
+            _apply(_fit(samples[:j] + samples[j + 1 :]), trial) for j, trial in enumerate(lessons)
+        ]
+        shares = best_shares(x, lessons, corrected)
+        for trial, moved in zip(
+            (*lessons, whole), (*corrected, _apply(_fit(samples), whole)), strict=True
+        ):
+            trial.x = trial.x + shares[trial.kind] * (moved - trial.x)
+        history.append(float(np.mean([mean_error(trial.x, x, trial.held) for trial in lessons])))
+        all_shares.append(tuple(float(share) for share in shares))
+    return Filled(
+        np.where(observed_mask, x, whole.x),
+        _SIMPLE[best],
+        tuple(all_shares),
+        tuple(history),
+        whole.kind,
+        tuple(lessons),
+    )
+
+
+_SIMPLE = ("time", "1", "0.1")  # the fills that the predictor is offered
+_FOLDS = 4  # held-out sets; each is recovered by what the others teach
+_STAGES = 2
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CLASSES = 5
+_SAMPLES = 2_500  # pixels of each class of a held-out set that a fit sees
+_RIDGE = 1e-2  # relative to the mean square of the standardised features
+_CHUNK = 20_000  # pixels whose features are in memory at once
+_HELD = 0.12  # share of all pixels in a held-out set, about
+_OFFSETS = [
+    (t, y, x) for t in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1) if (t, y, x) != (0, 0, 0)
+]
+
+
+def _gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Frames back to, and ahead to, the nearest visible moment; very many where there is none."""
+    frames = len(observed_mask)
+    number = np.arange(frames, dtype=np.int32)[:, None, None]
+    far = 1 << 20
+    before = np.maximum.accumulate(np.where(observed_mask, number, -far), axis=0)
+    after = np.minimum.accumulate(np.where(observed_mask, number, far)[::-1], axis=0)[::-1]
+    return number - before, after - number
+
+
+def _classes(observed_mask: Mask) -> NDArray[np.intp]:
+    """By frames from one visible moment to the next: 2: 0; 3: 1; 4, 5: 2; more: 3; no next: 4."""
+    back, ahead = _gaps(observed_mask)
+    kind = np.full(observed_mask.shape, 3, np.intp)
+    kind[back + ahead <= 5] = 2
+    kind[back + ahead <= 3] = 1
+    kind[back + ahead <= 2] = 0
+    kind[np.maximum(back, ahead) > len(observed_mask)] = 4
+    return kind
+
+
+def mean_error(guess: Float32, truth: Float32, at: NDArray[np.intp]) -> float:
+    """Mean absolute difference at some pixels, (n, 3) of T, H, W, over all colours."""
+    index = (slice(None), *at.T)
+    return float(np.abs(guess[index] - truth[index]).mean(dtype=np.float64))
+
+
+def best_shares(
+    truth: Float32,
+    lessons: Sequence[Trial],
+    corrected: Sequence[Float32],
+    tried: Sequence[float] = _SHARES,
+) -> Float32:
+    """For each class, the share of the correction with the least error, (_CLASSES,).
+
+    None is taken that does not help in most of the lessons: what helps in one may be its accident.
+
+    Args:
+        truth: (C, T, H, W); read where the lessons hold out.
+        lessons: recoveries with held-out pixels.
+        corrected: of each lesson.
+        tried: the shares to choose from; the first is 0.
+    """
+    total = np.zeros((len(lessons), _CLASSES, len(tried)))
+    for errors, trial, moved in zip(total, lessons, corrected, strict=True):
+        index = (slice(None), *trial.held.T)
+        kind = trial.kind[tuple(trial.held.T)]
+        for i, share in enumerate(tried):
+            guess = trial.x[index] + np.float32(share) * (moved[index] - trial.x[index])
+            errors[:, i] = np.bincount(kind, np.abs(guess - truth[index]).sum(0), _CLASSES)
+    helps = (total < total[:, :, :1]).mean(0) > _MOST
+    allowed = np.where(helps, total.sum(0), np.inf)
+    allowed[:, 0] = total[:, :, 0].sum(0)
+    shares: Float32 = np.array(tried, np.float32)[allowed.argmin(1)]
+    return shares
+
+
+_MOST = 0.7  # share of the lessons in which a correction must help: of four, three
+
+
+def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
+    """What the predictor sees of each pixel, (n, features), and the recovery there, (n, C).
+
+    All as differences from the recovery at the pixel: each neighbour, once as it is and once where
+    it is visible; the simple fills; the mean over time; the surroundings of the pixel's place at
+    its nearest visible moments, before and after, and the place itself at the second nearest.
+    """
+    t, y, x = at.T
+    limits = trial.observed_mask.shape
+    here = trial.x[:, t, y, x]
+    columns = []
+    for dt, dy, dx in _OFFSETS:
+        index = tuple(
+            np.clip(axis + step, 0, size - 1)
+            for axis, step, size in zip((t, y, x), (dt, dy, dx), limits, strict=True)
+        )
+        difference = trial.x[(slice(None), *index)] - here
+        columns += [difference, difference * trial.observed_mask[index]]
+    columns += [simple[:, t, y, x] - here for simple in trial.simple]
+    columns.append(trial.mean[:, y, x] - here)
+    for n, moments in enumerate(trial.moments):
+        at_moment = moments[t, y, x]
+        for dy, dx in _AROUND if n < 2 else ((0, 0),):
+            yy = np.clip(y + dy, 0, limits[1] - 1)
+            xx = np.clip(x + dx, 0, limits[2] - 1)
+            columns.append(trial.x[:, at_moment, yy, xx] - here)
+    return np.concatenate(columns).T, here.T
+
+
+_AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+
+
+def _moments(observed_mask: Mask) -> list[NDArray[np.int32]]:
+    """Nearest visible moments before, after, and the second nearest ones; (T, H, W) each.
+
+    The pixel's own where there is none.
+    """
+    frames = len(observed_mask)
+    number = np.arange(frames, dtype=np.int32)[:, None, None]
+    own = np.broadcast_to(number, observed_mask.shape)
+    before = np.maximum.accumulate(np.where(observed_mask, number, -1), axis=0)
+    after = np.minimum.accumulate(np.where(observed_mask, number, frames)[::-1], axis=0)[::-1]
+
+    def previous(index: NDArray[np.int32]) -> NDArray[np.int32]:
+        shifted = np.concatenate([np.full_like(before[:1], -1), before[:-1]])
+        return np.where(
+            index > 0, np.take_along_axis(shifted, np.clip(index, 0, frames - 1), 0), -1
+        )
+
+    def following(index: NDArray[np.int32]) -> NDArray[np.int32]:
+        shifted = np.concatenate([after[1:], np.full_like(after[:1], frames)])
+        return np.where(
+            index < frames - 1,
+            np.take_along_axis(shifted, np.clip(index, 0, frames - 1), 0),
+            frames,
+        )
+
+    return [
+        np.where((index >= 0) & (index < frames), index, own)
+        for index in (before, after, previous(before), following(after))
+    ]
+
+
+_Sample = tuple[Float32, Float32, NDArray[np.intp]]
+"""Features (n, features), what is to be added to the recovery (n, C), and classes (n,)."""
+
+
+def _sample(truth: Float32, trial: Trial, rng: np.random.Generator) -> _Sample:
+    """Some of the held-out pixels, equally many of each class where there are."""
+    kind = trial.kind[tuple(trial.held.T)]
+    rows = []
+    for k in range(_CLASSES):
+        of_kind = np.flatnonzero(kind == k)
+        rows.append(of_kind[rng.permutation(len(of_kind))[:_SAMPLES]])
+    at = trial.held[np.concatenate(rows)]
+    features, here = _features(trial, at)
+    return features, truth[(slice(None), *at.T)].T - here, kind[np.concatenate(rows)]
+
+
+def _fit(samples: list[_Sample]) -> Float32:
+    """Weights for each class, (_CLASSES, features, C).
+
+    A class is fitted to all samples, its own counting more; one without samples gets zeros.
+    """
+    features, wanted, kind = (np.concatenate([sample[i] for sample in samples]) for i in range(3))
+    size = np.sqrt(np.square(features).mean(0)) + np.float32(1e-6)
+    features = features / size
+    weights = np.zeros((_CLASSES, features.shape[1], wanted.shape[1]), np.float32)
+    for k in np.unique(kind):
+        importance = np.where(kind == k, 1, _OTHERS)
+        weights[k] = _least_absolute(features, wanted, importance) / size[:, None]
+    return weights
+
+
+_OTHERS = 0.1  # weight of the other classes' samples
+
+
+def _least_absolute(features: Float32, wanted: Float32, importance: NDArray[np.float64]) -> Float32:
+    """Weights, (features, C), of least absolute error, by three rounds of reweighted squares."""
+    importance = importance.astype(np.float32)
+    balance = importance
+    for _ in range(3):
+        weighted = features * balance[:, None]
+        square = (features.T @ weighted).astype(np.float64)
+        square[np.diag_indices_from(square)] += _RIDGE * float(balance.sum())
+        solved = np.linalg.solve(square, (weighted.T @ wanted).astype(np.float64))
+        solved = solved.astype(np.float32)
+        error = np.abs(wanted - features @ solved).mean(1)
+        balance = importance / np.maximum(error, np.float32(0.2) * np.median(error) + 1e-6)
+    return solved
+
+
+def _apply(weights: Float32, trial: Trial) -> Float32:
+    """The recovery with the predictor's correction at every pixel that the trial may not read."""
+    out = trial.x.copy()
+    for begin in range(0, len(trial.hidden), _CHUNK):
+        at = trial.hidden[begin : begin + _CHUNK]
+        kind = trial.kind[tuple(at.T)]
+        for k in np.unique(kind):
+            of_kind = at[kind == k]
+            features, here = _features(trial, of_kind)
+            out[(slice(None), *of_kind.T)] = (here + features @ weights[k]).T
+    return out
+
+
+def held_out(observed_mask: Mask, rng: np.random.Generator) -> Mask:
+    """Visible pixels to be hidden as well, in the shape of the hidden ones.
+
+    The mask is moved in time and space, wrapping around, and mirrored in time at random; where it
+    then hides what is visible, that is held out. Of a mask that hides much, only a part is: whole
+    frames of it where it hides regions or frames, single pixels where it hides those, so that the
+    gaps stay about as large as they are.
+
+    Returns:
+        True where held out, (T, H, W); a part of `observed_mask`, and never all of it.
+    """
+    hidden = ~observed_mask
+    density = float(hidden.mean())
+    moved = hidden[::-1] if rng.random() < 0.5 else hidden
+    moved = np.roll(moved, [int(rng.integers(size)) for size in hidden.shape], (0, 1, 2))
+    share = _HELD / max(density, _HELD)
+    if share < 1:
+        together = hidden[:, :, 1:] & hidden[:, :, :-1]
+        in_regions = together.size and float(together.mean()) > 1.5 * density**2
+        frames = rng.random((len(hidden), 1, 1)) < share
+        moved = moved & (frames if in_regions else rng.random(hidden.shape) < share)
+    held: Mask = moved & observed_mask
+    return held if (observed_mask & ~held).any() else np.zeros_like(held)
