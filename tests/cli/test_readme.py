@@ -84,6 +84,7 @@ def test_commands_that_are_not_run_here_are_known() -> None:
         "make test",
         "pip install '.[cpu,train]'",
         "pip install '.[cpu]'",
+        "pip install '.[gpu]'",
     }
 
 

@@ -52,6 +52,8 @@ def test_paper_recipes_are_literal() -> None:
         ("fc-s", {"learning.updates": 0}, "learning.updates.*greater than or equal to 1.*got 0"),
         ("fc-s", {"data.window": 65}, "window 65 is longer than the clip's 64 frames"),
         ("fc-s", {"langevin.step_size": 1.0}, "below 2 . reference_std"),
+        ("st", {"langevin.first_noise": "time"}, "of one frame size"),
+        ("action", {"langevin.first_noise": "space-time"}, "needs langevin.first_noise"),
         ("fc-s", {"learning.updatse": 3}, "unknown key learning.updatse, did you mean updates"),
         ("fc-s", {"learning.growth": [3, 2]}, "rising"),
         ("fc-s", {"learning.growth": [3]}, "2 layers are to be added"),

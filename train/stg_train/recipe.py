@@ -276,6 +276,18 @@ class Recipe(_Section):
         return value
 
     @model_validator(mode="after")
+    def _first_noise_fits(self) -> Recipe:
+        locked = any("full" in layer.kernel[1:] for layer in self.network.layers)
+        if self.langevin.first_noise == "time" and self.pixels.mean == "channel" and not locked:
+            raise ValueError(
+                'langevin.first_noise = "time" is of one frame size: it needs pixels.mean = "image" or '
+                'a spatially full layer; take "space-time" for a network that is free in space'
+            )
+        if self.langevin.first_noise != "white" and self.pixels.mean == "video":
+            raise ValueError('pixels.mean = "video" needs langevin.first_noise = "white"')
+        return self
+
+    @model_validator(mode="after")
     def _mean_video_fits(self) -> Recipe:
         locked = any(layer.kernel[0] == "full" for layer in self.network.layers)
         if self.pixels.mean == "video" and (
