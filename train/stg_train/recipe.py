@@ -280,8 +280,8 @@ class Recipe(_Section):
         locked = any("full" in layer.kernel[1:] for layer in self.network.layers)
         if self.langevin.first_noise == "time" and self.pixels.mean == "channel" and not locked:
             raise ValueError(
-                'langevin.first_noise = "time" is of one frame size: it needs pixels.mean = "image" or '
-                'a spatially full layer; take "space-time" for a network that is free in space'
+                'langevin.first_noise = "time" is of one frame size, needs pixels.mean = "image" '
+                'or a spatially full layer; "space-time" is for networks that are free in space'
             )
         if self.langevin.first_noise != "white" and self.pixels.mean == "video":
             raise ValueError('pixels.mean = "video" needs langevin.first_noise = "white"')
