@@ -96,8 +96,12 @@ def phase_input_grad(
         for i, (first, last, taps) in enumerate(chosen):
             kernel = aten.slice.Tensor(kernel, 1 + i, first, last)
             kernel = aten.slice.Tensor(kernel, 2 + len(axes) + i, most[i] - taps, most[i])
-            end = _beyond(grad.shape[2 + i], size[i], weight.shape[2 + i], stride[i], padding[i])
-            padded = [taps - 1, end, *padded]
+            K, s, p = weight.shape[2 + i], stride[i], padding[i]
+            if s == 1:  # one phase: exactly the positions that the input has
+                padded = [K - 1 - p, K - 1 - p, *padded]
+            else:
+                end = _beyond(grad.shape[2 + i], size[i], K, s, p)
+                padded = [taps - 1, end, *padded]
         phases = [last - first for first, last, _ in chosen]
         kernel = kernel.reshape(-1, F, *(taps for _, _, taps in chosen))
         ones, zeros = [1 for _ in axes], [0 for _ in axes]
@@ -117,7 +121,8 @@ def phase_input_grad(
 
     out = _interleave(joined([]), stride)
     for i in axes:
-        if not isinstance(size[i], int) or padding[i] or out.shape[2 + i] != size[i]:
+        exact = isinstance(size[i], int) and not padding[i] and out.shape[2 + i] == size[i]
+        if stride[i] > 1 and not exact:
             out = aten.slice.Tensor(out, 2 + i, padding[i], padding[i] + size[i])
     return out
 
