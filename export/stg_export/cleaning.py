@@ -69,7 +69,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
         if node.op == "get_attr" or all(user in values for user in node.users):
             continue
         stays = any(user not in values for weight in weights[node] for user in weight.users)
-        if stays and value.numel() > _SMALL:
+        if stays and value.numel() > 16:
             continue  # would be stored twice; a runtime computes it once, as it loads the file
         name = f"constant_{node.name}"
         module.register_buffer(name, value.contiguous())

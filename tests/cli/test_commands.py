@@ -164,7 +164,7 @@ def test_synthesize_refuses_bad_outputs(trained: Path, tmp_path: Path) -> None:
     refused(run("stg-run", "synthesize", model, "-o", tmp_path / "there.mp4"), "--overwrite")
     assert (tmp_path / "there.mp4").read_bytes() == b"precious"
     refused(run("stg-run", "synthesize", model, "-o", tmp_path / "no" / "o.mp4"), "does not exist")
-    refused(run("stg-run", "synthesize", model, "-o", tmp_path / "o.mov"), ".mp4, .webm, .gif")
+    refused(run("stg-run", "synthesize", model, "-o", tmp_path / "o.mov"), ".mp4, .webm, .mkv")
     ok = run(
         "stg-run", "synthesize", model, "-o", tmp_path / "there.mp4", "--overwrite", "--seed", 1
     )
