@@ -16,6 +16,7 @@ from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.fill import fill
 from stg_runtime.langevin import Float32
 from stg_runtime.mask import Mask, dilate
+from stg_runtime.spot import first_noise
 from stg_runtime.video import Frames, to_model, to_pixels
 
 Init = Literal["noise", "interpolate"]
@@ -195,8 +196,9 @@ def inpaint(
 ) -> Frames:
     """Fill the hidden pixels of a video.
 
-    The walk begins at noise, as the model was trained to, or at a careful interpolation of the
-    known pixels; the known ones are clamped at every step. A few frames more are walked at each
+    The walk begins at noise, as the model was trained to (at spot noise given the known pixels,
+    where the model has it), or at a careful interpolation of the known pixels; the known ones are
+    clamped at every step. A few frames more are walked at each
     end and thrown away, because zero padding in time makes the ends pale.
 
     Args:
@@ -225,9 +227,16 @@ def inpaint(
     values = to_model(part[index], metadata.mean(), metadata.pixel_scale)[None]
     chains = backend.chains(job.graph)
     chains.start(seed=job.seed, numbers=[0], init_std=metadata.init_std)
-    if job.init == "interpolate":
+    spot = metadata.spot_noise
+    if job.init == "noise" and spot is not None and spot.axes == "space-time":
+        drawn = first_noise(spot, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
+        chains.write(spot.given(drawn, values[0], mask[0, 0])[None])
+    elif job.init == "interpolate" or spot is not None:
         levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
-        start = (levels - metadata.mean()[:, None]) / np.float32(metadata.pixel_scale)
+        mean, scale = metadata.mean()[:, None], np.float32(metadata.pixel_scale)
+        if job.init == "noise":
+            levels += _missing(metadata, job, known)
+        start = (levels - mean) / scale
         chains.write(np.ascontiguousarray(start[None][:, :, index]))
     chains.clamp(values, mask)
     _walk(chains, metadata, job, progress)
@@ -236,6 +245,29 @@ def inpaint(
     out = frames.copy()
     out[window] = np.where(known[..., None], frames[window], made)
     return out
+
+
+def _missing(metadata: Metadata, job: Plan, known: Mask) -> Float32:
+    """What an interpolation of the known pixels lacks, drawn from spot noise, grey levels.
+
+    Noise minus the interpolation of its own values at the known pixels: it vanishes towards them,
+    so that no seam is there from the start, and deep in a hole it is the noise itself. If the
+    interpolation were the best linear one, the sum would be a draw of the Gaussian video given the
+    known pixels.
+
+    Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
+    """
+    frames = known.shape[0]
+    noise = first_noise(
+        metadata.spot_noise,
+        (job.graph[1], frames, *job.graph[3:]),
+        seed=job.seed,
+        number=0,
+        init_std=metadata.init_std,
+    )
+    levels = noise * np.float32(metadata.pixel_scale) + metadata.mean()[:, None]
+    lacking: Float32 = levels - fill(np.where(known, levels, 0), known).x
+    return lacking
 
 
 def _mirrored(frames: int, margin: int) -> NDArray[np.intp]:

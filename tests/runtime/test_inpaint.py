@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stg_runtime.artifact import Metadata, Size
+from stg_runtime.artifact import Metadata, Size, pack_spot
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.inpaint import inpaint, plan, seam
@@ -149,3 +149,37 @@ def test_the_seam_of_an_untouched_video_is_none_and_of_a_patch_is_seen() -> None
     known[:] = True
     known[3] = False
     assert seam(frames, known) is None
+
+
+def test_spot_noise_meets_the_known_pixels_without_a_seam() -> None:
+    t, y, x = np.mgrid[0:14, 0:40, 0:50]
+    rng = np.random.default_rng(3)
+    waves = sum(
+        np.cos(0.5 * a * x + 0.5 * b * y + 0.4 * c * t + phase)
+        for a, b, c, phase in rng.normal(size=(40, 4)) * (1, 1, 1, 9)
+    )
+    frames = np.repeat((110 + 20 * waves / waves.std())[..., None], 3, -1).clip(0, 255)
+    frames = frames.astype(np.uint8)
+    known = np.ones(SHAPE, bool)
+    known[:, 12:30, 15:37] = False
+    spot = {"first_noise": "space-time", "spot": pack_spot(frames[None]), "spot_shape": (1, *SHAPE)}
+    almost_still = {"step_size": 1e-4, "noise_scale": 0.0}
+    found = {}
+    for name, more in (("spot", spot), ("white", {})):
+        backend = Spring(metadata(**almost_still, **more))
+        made = [
+            inpaint(
+                backend,
+                plan(backend.metadata, known, crop="none", init="noise", seed=seed),
+                frames,
+                known,
+            )
+            for seed in (1, 2)
+        ]
+        assert np.array_equal(made[0][known], frames[known])
+        hidden = made[0][~known].astype(int)
+        assert np.abs(hidden - made[1][~known]).mean() > 2, "another seed is another river"
+        across = seam(made[0], known)
+        assert across is not None
+        found[name] = across.ratio
+    assert found["spot"] - 1 < (found["white"] - 1) / 10, found

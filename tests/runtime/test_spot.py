@@ -179,3 +179,32 @@ def test_the_normal_distribution_function() -> None:
     x = np.linspace(-6, 6, 401, dtype=np.float32)
     exact = [0.5 * (1 + erf(value / 2**0.5)) for value in x]
     np.testing.assert_allclose(module._normal_cdf(x), exact, atol=3e-7)
+
+
+def test_given_known_values_the_mean_is_that_of_kriging() -> None:
+    rng = np.random.default_rng(6)
+    t, y, x = np.mgrid[0:7, 0:6, 0:5]
+    clip = np.stack([np.cos(y + t / 2), np.sin(x - t / 2) + np.cos(y + t / 2)])[None]
+    spot = Spot((clip + 0.1 * rng.standard_normal(clip.shape)).astype(np.float32), "space-time")
+    shape = (2, 4, 4, 3)
+    known = rng.random(shape[1:]) < 0.6
+    values = spot.make(rng.standard_normal(spot.noise_size(shape)).astype(np.float32), shape)
+    still = np.broadcast_to(spot._mean[0], shape).astype(np.float32)
+    found = spot.given(still, values, known)
+    assert np.array_equal(found[:, known], values[:, known])
+
+    places = [(c, *place) for c in range(2) for place in np.ndindex(*shape[1:])]
+    own = np.pad(spot._clips[0], [(0, 0)] + [(6, 6)] * 3).astype(float)
+    K = np.zeros((len(places), len(places)))
+    for i, (c, *p) in enumerate(places):
+        shifted = [np.roll(own[c], [b - a for a, b in zip(p, q, strict=True)], (0, 1, 2))
+                   for q in np.ndindex(*shape[1:])]  # fmt: skip
+        K[i] = [(shifted[j % len(shifted)] * own[d]).sum() for j, (d, *_) in enumerate(places)]
+    at = np.broadcast_to(known, shape).ravel()
+    nugget = module.GIVEN_NUGGET * float((spot._clips[0] ** 2).sum()) / 2
+    weights = np.linalg.solve(
+        K[np.ix_(at, at)] + nugget * np.eye(at.sum()), (values - still).ravel()[at]
+    )
+    expected = still.ravel()[~at] + K[np.ix_(~at, at)] @ weights
+    error = found.ravel()[~at] - expected
+    assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((expected**2).mean())
