@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stg_cli.common import AsJson, Debug, Threads, parse_size, print_json, require
+from stg_cli.common import AsJson, Debug, NoBuild, Threads, parse_size, print_json, require
 
 if TYPE_CHECKING:
     from stg_runtime.artifact import Metadata
@@ -21,9 +21,6 @@ Chains = Annotated[int, typer.Option("-n", "--count", min=1, help="Chains walked
 Frames = Annotated[int | None, typer.Option(min=1, help="Length [default: the model's].")]
 Size = Annotated[
     str | None, typer.Option(metavar="HxW", help="Size in pixels [default: the model's].")
-]
-NoBuild = Annotated[
-    bool, typer.Option("--no-build", help="TensorRT: fail where no engine is in the cache.")
 ]
 
 

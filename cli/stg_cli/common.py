@@ -18,6 +18,9 @@ from stg_runtime.errors import InputError, StgError
 
 INTERRUPTED = 130
 
+NoBuild = Annotated[
+    bool, typer.Option("--no-build", help="TensorRT: fail where no engine is in the cache.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]

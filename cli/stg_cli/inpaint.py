@@ -12,6 +12,7 @@ import typer
 from stg_cli.common import (
     AsJson,
     Debug,
+    NoBuild,
     Overwrite,
     Threads,
     parse_crop,
@@ -77,6 +78,7 @@ def inpaint(
         str, typer.Option(metavar="auto|cpu|cuda[:i]|tensorrt", help="Where to run.")
     ] = "auto",
     threads: Threads = None,
+    no_build: NoBuild = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -97,7 +99,7 @@ def inpaint(
 
     check_video_output(output, overwrite)
     box = parse_crop(crop) if crop not in ("none", "auto") else None
-    backend = open_backend(model, device, threads)
+    backend = open_backend(model, device, threads, may_build=not no_build)
     if seed is None:
         seed = secrets.randbelow(2**32)
     clip = read_masked_clip(

@@ -12,6 +12,7 @@ from stg_cli import bench
 from stg_cli.common import (
     AsJson,
     Debug,
+    NoBuild,
     Overwrite,
     Threads,
     parse_size,
@@ -119,6 +120,7 @@ def synthesize(
         bool, typer.Option("--grid", help="All videos side by side in one file.")
     ] = False,
     threads: Threads = None,
+    no_build: NoBuild = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -159,6 +161,7 @@ def synthesize(
         grid=grid,
         threads=threads,
         overwrite=overwrite,
+        no_build=no_build,
     )
     result = stream(request) if endless else make_many(request)
     if as_json and str(output) != "-":

@@ -61,6 +61,7 @@ class Request:
     grid: bool
     threads: int | None
     overwrite: bool
+    no_build: bool
 
     def rate(self, model_fps: float) -> float:
         """Frames per second of the output."""
@@ -88,7 +89,9 @@ def make_many(request: Request) -> dict[str, Any]:
         wanted = [number for number in wanted if not names[number].exists()]
     for number in wanted[:1] if together else wanted:
         check_video_output(names[number], request.overwrite)
-    backend = open_backend(request.model, request.device, request.threads)
+    backend = open_backend(
+        request.model, request.device, request.threads, may_build=not request.no_build
+    )
     metadata = backend.metadata
     fps = request.rate(metadata.fps)
     job, footage = _prepare(request, backend)
@@ -281,7 +284,9 @@ def stream(request: Request) -> dict[str, Any]:
     if request.fps is not None and request.speed is not None:
         raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
     check_stream(request.output, request.stream_format, request.overwrite)
-    backend = open_backend(request.model, request.device, request.threads)
+    backend = open_backend(
+        request.model, request.device, request.threads, may_build=not request.no_build
+    )
     metadata = backend.metadata
     fps = request.rate(metadata.fps)
     block = block_frames(metadata)
