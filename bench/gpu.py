@@ -338,6 +338,8 @@ def agree(kind: str, path: Path) -> dict[str, float]:
             cpu, gpu = (chains.read() for chains in walks)
             assert np.isfinite(gpu).all(), f"{kind}: not finite after {step} steps"
             found[str(step)] = float(np.abs(cpu - gpu).mean() * metadata.pixel_scale)
+    off, limit = found[str(STEPS)], GOALS["grey_levels"][0]
+    assert off < limit, f"{kind}: {off:.3g} grey levels from the CPU after {STEPS} steps"
     return found
 
 
@@ -432,7 +434,7 @@ def work(made: Plan, options: argparse.Namespace, folder: Path) -> Iterator[tupl
                 settings = (metadata.step_size, metadata.noise_scale)
                 yield (
                     job,
-                    time_energy(energy, shape, *settings, gpu=True, repeats=options.repeats),
+                    time_energy(energy, shape, *settings, where="cuda:0", repeats=options.repeats),
                 )
             elif kind == "written":
                 path, _ = export(rest[0], "auto", "fp32", folder)
@@ -535,7 +537,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"wrote {options.json}")
     if failed:
         print(failed, file=sys.stderr)
-    return 1 if failed else 0
+    broken = [job for job, row in results.items() if isinstance(row, dict) and "error" in row]
+    for job in broken:
+        print(f"failed: {job}: {results[job]['error']}", file=sys.stderr)
+    return 1 if failed or broken else 0
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Network:
             padding=units.padding,
             min_size=SimpleNamespace(frames=least[0], height=least[1], width=least[2]),
             recipe="test",
+            spot_noise=None,
         )
         self.sizes: list[int] = []
 

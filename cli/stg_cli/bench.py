@@ -74,7 +74,8 @@ def bench(
     )
     result = {"model": str(model), **figures.to_dict()}
     if run is not None:
-        result |= time_torch(run, shape, backend.metadata, gpu=on_gpu, repeats=timed)
+        gpu = f"cuda:{backend.device.index}" if on_gpu else "cpu"  # type: ignore[attr-defined]
+        result |= time_torch(run, shape, backend.metadata, where=gpu, repeats=timed)
         result["times_torch"] = result["torch_step_ms"] / figures.step_ms
     if as_json:
         print_json(result)
@@ -114,7 +115,7 @@ def _show(r: dict[str, Any]) -> None:
 
 
 def time_torch(
-    run: Path, shape: Shape, metadata: Metadata, *, gpu: bool, repeats: int
+    run: Path, shape: Shape, metadata: Metadata, *, where: str, repeats: int
 ) -> dict[str, Any]:
     """The same step in PyTorch; see `time_energy`.
 
@@ -126,18 +127,18 @@ def time_torch(
     from stg_runtime.errors import InputError
     from stg_train.run import load_energy
 
-    if gpu and not torch.cuda.is_available():
+    if where != "cpu" and not torch.cuda.is_available():
         raise InputError(
             f"--vs torch: PyTorch {torch.__version__} finds no usable GPU; install a CUDA build"
         )
     energy, _ = load_energy(run)
     return time_energy(
-        energy, shape, metadata.step_size, metadata.noise_scale, gpu=gpu, repeats=repeats
+        energy, shape, metadata.step_size, metadata.noise_scale, where=where, repeats=repeats
     )
 
 
 def time_energy(
-    energy: Any, shape: Shape, step_size: float, noise_scale: float, *, gpu: bool, repeats: int
+    energy: Any, shape: Shape, step_size: float, noise_scale: float, *, where: str, repeats: int
 ) -> dict[str, Any]:
     """A Langevin step in PyTorch: eager autograd and, on a GPU, compiled; TF32 where there is.
 
@@ -150,8 +151,9 @@ def time_energy(
     from stg_runtime.threads import usable_threads
     from stg_train.chains import energy_and_grad
 
-    where = torch.device("cuda" if gpu else "cpu")
+    gpu = where != "cpu"
     if gpu:
+        torch.cuda.set_device(where)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     else:

@@ -48,7 +48,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     graph = module.graph
     first: dict[str, fx.Node] = {}
     values: dict[fx.Node, Tensor] = {}
-    weights: dict[fx.Node, set[fx.Node]] = {}  # that a value was computed from
+    origins: dict[fx.Node, set[fx.Node]] = {}  # values that a value was computed from, itself too
     for node in list(graph.nodes):
         if node.op == "get_attr":
             value = getattr(module, node.target)
@@ -63,14 +63,9 @@ def _fold_constants(module: fx.GraphModule) -> None:
             graph.erase_node(node)
         elif isinstance(value, Tensor):
             first[key], values[node] = node, value
-            of_inputs = (weights[source] for source in node.all_input_nodes)
-            weights[node] = {node} if node.op == "get_attr" else set().union(*of_inputs)
-    for node, value in values.items():
-        if node.op == "get_attr" or all(user in values for user in node.users):
-            continue
-        stays = any(user not in values for weight in weights[node] for user in weight.users)
-        if stays and value.numel() > 16:
-            continue  # would be stored twice; a runtime computes it once, as it loads the file
+            origins[node] = {node}.union(*(origins[source] for source in node.all_input_nodes))
+    for node in [node for node in values if _is_stored(node, values, origins)]:
+        value = values[node]
         name = f"constant_{node.name}"
         module.register_buffer(name, value.contiguous())
         with graph.inserting_before(node):
@@ -78,6 +73,18 @@ def _fold_constants(module: fx.GraphModule) -> None:
         stored.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(stored)
     graph.eliminate_dead_code()
+
+
+def _is_stored(
+    node: fx.Node, values: dict[fx.Node, Tensor], origins: dict[fx.Node, set[fx.Node]]
+) -> bool:
+    """Is this value to be stored in place of the operators that compute it?"""
+    if node.op == "get_attr" or all(user in values for user in node.users):
+        return False
+    sources = origins[node] - {node}
+    stays = any(user not in values for source in sources for user in source.users)
+    # Else it would be stored twice; a runtime computes it once, as it loads the file.
+    return not stays or values[node].numel() <= 16
 
 
 def _depends_on_constants_alone(node: fx.Node, values: dict[fx.Node, Tensor]) -> bool:

@@ -111,8 +111,11 @@ def _make(order: Order, number: int) -> tuple[Frames, int]:
             path = Path(folder) / "model.onnx"
             path.write_bytes(order.model)
             backend = open_backend(path, order.device, order.threads)
+            chains = fitted_chains(backend, order.job, pieces=order.pieces)
+            # GPUs read the file when their first chains begin.
+            chains.start(seed=0, numbers=[0], init_std=1.0)
         _opened.clear()
-        _opened[key] = (backend, fitted_chains(backend, order.job, pieces=order.pieces))
+        _opened[key] = (backend, chains)
     backend, chains = _opened[key]
     video = synthesize(chains, backend.metadata, order.job, number=number, footage=order.footage)
     return video, os.getpid()

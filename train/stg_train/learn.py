@@ -9,6 +9,7 @@ with Energy-Based Models", NeurIPS 2019 (chains restarted now and then).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -228,7 +229,10 @@ class Learner:
             group["lr"] = group["base"]
         return torch.optim.Adam(groups, betas=learning.betas)
 
-    def _fresh_chains(self, channels: int, noise: ChainNoise) -> Tensor:
+    def _fresh_chains(
+        self, channels: int, noise: ChainNoise, carried: Sequence[bool] = ()
+    ) -> Tensor:
+        """Chains at their first noise; where `carried`, what the caller will write over."""
         shape = (
             noise.count,
             channels,
@@ -240,8 +244,9 @@ class Learner:
             return noise.like(x).mul_(self.recipe.langevin.init_std)
         video = (shape[1], shape[2], shape[3], shape[4])
         values = noise.flat(self.spot.noise_size(video)).cpu().numpy()
-        for row, drawn in zip(x, values, strict=True):
-            row.copy_(torch.from_numpy(self.spot.make(drawn, video)))
+        for i, (row, drawn) in enumerate(zip(x, values, strict=True)):
+            if not (carried and carried[i]):
+                row.copy_(torch.from_numpy(self.spot.make(drawn, video)))
         return x
 
     def _restart(self) -> None:
@@ -249,10 +254,11 @@ class Learner:
         learning = self.recipe.learning
         if learning.regime == "persistent":
             return
-        fresh = self._fresh_chains(self.chains.shape[1], self.noise)
+        carried = [False] * self.noise.count
         if learning.regime == "rejuvenated":
             carried = [chance >= learning.restart for chance in self.noise.chances()]
-            fresh[carried] = self.chains[carried]
+        fresh = self._fresh_chains(self.chains.shape[1], self.noise, carried)
+        fresh[carried] = self.chains[carried]
         self.chains = fresh
 
     def _draw(self, step: int, x: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class OnnxRuntimeCuda:
         self._binding: Any = None
         self._run_options: Any = None
         self._shape: Shape | None = None
+        self._places = (0, 0, 0)
 
     def chains(self, shape: Shape) -> DeviceChains:
         """See `Backend.chains`."""
@@ -85,11 +86,13 @@ class OnnxRuntimeCuda:
 
     def bind(self, shape: Shape, x: int, energy: int, energy_grad: int) -> None:
         """See `DeviceGradient.bind`; runs once, so that the walk itself allocates nothing."""
-        if self._shape != shape:
+        # A CUDA graph holds the addresses it was captured with; a new binding does not change them.
+        places = (x, energy, energy_grad)
+        if self._shape != shape or self._places != places:
             self._session = self._binding = None
             gc.collect()  # the last shape's memory, before this one's is asked for
             self._session = self._open(shape)
-            self._shape = shape
+            self._shape, self._places = shape, places
         binding = self._session.io_binding()
         device = self.device.index
         binding.bind_input(VIDEO, "cuda", device, np.float32, shape, x)

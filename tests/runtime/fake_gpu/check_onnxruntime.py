@@ -143,7 +143,8 @@ def test_it_binds_the_chains_own_memory_and_stream(ort: Ort, capsys: Any) -> Non
     assert (chains.energies() > 0).all()
     again = backend.chains(SHAPE)
     again.start(seed=1, numbers=[0, 1], init_std=1.0)
-    assert len(ort.made) == 1  # one session per shape
+    # A captured graph holds the addresses of the first chains, so others need a session of theirs.
+    assert len(ort.made) == 2
     assert capsys.readouterr().out == ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,10 @@ class DeviceGradient(Protocol):
         """Enqueue E and dE/dx at x on the device's stream."""
 
 
+_bound_to: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+"""Whose buffers each gradient works on: the list of their addresses, by identity."""
+
+
 class DeviceChains:
     """The `Chains` of a `DeviceGradient`.
 
@@ -100,7 +105,6 @@ class DeviceChains:
         self._graph: Graph | None = None
         self._warm = False
         self.graph_note = "" if graph and gradient.in_graph else "launched step by step"
-        self._bound = False
 
     def _allocate(self, size: int) -> int:
         address = self.device.allocate(size)
@@ -121,9 +125,12 @@ class DeviceChains:
         """See `Chains.start`."""
         assert len(numbers) == self.shape[0]
         self.device.activate()
-        if not self._bound:
+        if _bound_to.get(self._gradient) is not self._owned:
+            # Other chains had it, or none: their memory is not ours, nor is a graph of ours good.
+            self._forget_graph()
+            self._warm = False
             self._gradient.bind(self.shape, self._x, self._energy, self._grad)
-            self._bound = True
+            _bound_to[self._gradient] = self._owned
         self._set_held(False)
         self._kept = []
         self._state[:] = 0
