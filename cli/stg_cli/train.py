@@ -237,6 +237,8 @@ def _learn(work: Run) -> None:
             done = work.learn(stop=_Stop())
         except DivergenceError as error:
             raise SystemExit(error.exit_code) from None
+        if done:
+            world.any(False)  # rank 0 still synthesizes: a connection that ends early is its end
         raise SystemExit(0 if done else INTERRUPTED)
     together = f"{world.size} processes of " if world.size > 1 else ""
     print(
@@ -305,6 +307,7 @@ def _learn(work: Run) -> None:
         _recover(work)
     else:
         _finish(work)
+    world.any(False)
     look = "recovered.mp4" if work.learner.recovery is not None else "report.html"
     print(
         f"{work.folder}  ({total} updates, {seconds:.0f} s; look at "

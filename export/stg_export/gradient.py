@@ -89,6 +89,20 @@ _NO_DEPENDENCE = (
 )
 
 
+def traced_shape(example_shape: Sequence[int], free_dims: Sequence[int]) -> tuple[int, ...]:
+    """Sizes to trace at: on a free axis large enough that no layer has a single response there.
+
+    Tracing takes a size of 1 for a constant.
+    """
+    return tuple(
+        max(size, _TRACED) if dim in free_dims and dim > 1 else size
+        for dim, size in enumerate(example_shape)
+    )
+
+
+_TRACED = 32
+
+
 def trace(
     energy: nn.Module,
     example_shape: Sequence[int],
@@ -123,7 +137,7 @@ def trace(
         for dim in range(len(example_shape))
     ]
     example = mode.from_tensor(
-        torch.empty(tuple(example_shape)),
+        torch.empty(traced_shape(example_shape, free_dims)),
         symbolic_context=StatelessSymbolicContext(dims),
     )
 

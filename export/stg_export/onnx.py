@@ -15,7 +15,7 @@ import torch
 from onnx.defs import SchemaError, get_schema
 from torch import fx, nn
 
-from stg_export.gradient import frozen, trace
+from stg_export.gradient import frozen, trace, traced_shape
 from stg_export.lowering import LOWERINGS
 from stg_export.parity import check_parity
 from stg_runtime.artifact import (
@@ -188,7 +188,7 @@ def _translate(
 ) -> onnx.ModelProto:
     from onnxscript import optimizer
 
-    example = torch.empty(tuple(shape))
+    example = torch.empty(traced_shape(shape, free_dims))
     dynamic = dict.fromkeys(free_dims, torch.export.Dim.DYNAMIC)
     program = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,), strict=False)
     exported = torch.onnx.export(

@@ -54,14 +54,15 @@ def test_samples_start_at_the_runtimes_noise_and_lose_their_margins(finished: Ru
 
 def test_sampling_changes_nothing_and_repeats(finished: Run) -> None:
     before = {name: value.clone() for name, value in finished.learner.energy.state_dict().items()}
-    noise = finished.learner.noise.get_state()
+    noise, chains = finished.learner.noise.chances(), finished.learner.chains.clone()
     one, two = (sample(finished.learner, count=2, seed=3) for _ in range(2))
     assert np.array_equal(one.videos, two.videos) and np.array_equal(one.path, two.path)
     other = sample(finished.learner, count=1, seed=4)
     assert not np.array_equal(other.videos[0], one.videos[0])
     for name, value in finished.learner.energy.state_dict().items():
         assert torch.equal(value, before[name])
-    assert torch.equal(finished.learner.noise.get_state(), noise)
+    assert finished.learner.noise.chances() == noise
+    assert torch.equal(finished.learner.chains, chains)
     assert all(parameter.requires_grad for parameter in finished.learner.energy.parameters())
 
 

@@ -174,7 +174,7 @@ def test_the_command_writes_refuses_and_replaces(
         (options, "--overwrite"),
         ([*options[:1], "--overwrite", "--size", "16"], "HxW"),
         ([*options[:1], "--overwrite", "--frames", "0"], "0 frames"),
-        ([str(tmp_path / "sea.mkv")], ".mkv"),
+        ([str(tmp_path / "sea.mov")], ".mov"),
     ):
         assert main(bad) == 2
         printed = capsys.readouterr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -50,9 +50,10 @@ class ChainNoise:
         """Noise for chains of shape (N, C, T, H, W), N the number of this object's chains."""
         return self._fill(torch.empty_like(x))
 
-    def flat(self, size: int) -> Tensor:
-        """Noise of `size` values for each chain, (N, size)."""
-        return self._fill(torch.empty(self.count, size, device=self._device))
+    def each(self, size: int) -> Iterator[Tensor]:
+        """Noise of `size` values for one chain after the other, (size,)."""
+        for generator in self._generators:
+            yield torch.empty(size, device=self._device).normal_(0, 1, generator=generator)
 
     def _fill(self, noise: Tensor) -> Tensor:
         for row, generator in zip(noise, self._generators, strict=True):

@@ -243,10 +243,10 @@ class Learner:
         if self.spot is None:
             return noise.like(x).mul_(self.recipe.langevin.init_std)
         video = (shape[1], shape[2], shape[3], shape[4])
-        values = noise.flat(self.spot.noise_size(video)).cpu().numpy()
-        for i, (row, drawn) in enumerate(zip(x, values, strict=True)):
+        size = self.spot.noise_size(video)
+        for i, (row, drawn) in enumerate(zip(x, noise.each(size), strict=True)):
             if not (carried and carried[i]):
-                row.copy_(torch.from_numpy(self.spot.make(drawn, video)))
+                row.copy_(torch.from_numpy(self.spot.make(drawn.cpu().numpy(), video)))
         return x
 
     def _restart(self) -> None:

@@ -22,10 +22,12 @@ Regime = Literal["short-run", "persistent", "rejuvenated"]
 
 _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Beyond these, squares leave float32's range.
+_Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
+_NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 _Extent = _Count | Literal["full"]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -156,7 +158,7 @@ class Langevin(_Section):
     n_steps: _Count = 20
     first_noise: Literal["white", "time", "space-time"] = "white"
     init_std: _NonNegative = 1.0
-    chains: _Count = 1
+    chains: Annotated[int, Field(ge=1, le=4096)] = 1
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Langevin:
@@ -195,7 +197,7 @@ class Learning(_Section):
     learning_rate: _Positive
     rate: Literal["fan-in", "flat"] = "fan-in"
     bias_rate: _Positive = 1e-3
-    betas: tuple[_Fraction, _Fraction] = (0.5, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.5, 0.999)
     clip: _Positive | None = 1.5
     decay_from: _Fraction = 0.6
     final_rate: _Fraction = 0.05
@@ -276,18 +278,6 @@ class Recipe(_Section):
         return value
 
     @model_validator(mode="after")
-    def _first_noise_fits(self) -> Recipe:
-        locked = any("full" in layer.kernel[1:] for layer in self.network.layers)
-        if self.langevin.first_noise == "time" and self.pixels.mean == "channel" and not locked:
-            raise ValueError(
-                'langevin.first_noise = "time" is of one frame size, needs pixels.mean = "image" '
-                'or a spatially full layer; "space-time" is for networks that are free in space'
-            )
-        if self.langevin.first_noise != "white" and self.pixels.mean == "video":
-            raise ValueError('pixels.mean = "video" needs langevin.first_noise = "white"')
-        return self
-
-    @model_validator(mode="after")
     def _mean_video_fits(self) -> Recipe:
         locked = any(layer.kernel[0] == "full" for layer in self.network.layers)
         if self.pixels.mean == "video" and (
@@ -297,6 +287,18 @@ class Recipe(_Section):
                 'pixels.mean = "video" needs a network that is full in time (recipe action) and no '
                 "data.window: each frame has its own mean"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _first_noise_fits(self) -> Recipe:
+        locked = any("full" in layer.kernel[1:] for layer in self.network.layers)
+        if self.langevin.first_noise == "time" and self.pixels.mean == "channel" and not locked:
+            raise ValueError(
+                'langevin.first_noise = "time" is of one frame size, needs pixels.mean = "image" '
+                'or a spatially full layer; "space-time" is for networks that are free in space'
+            )
+        if self.langevin.first_noise != "white" and self.pixels.mean == "video":
+            raise ValueError('pixels.mean = "video" needs langevin.first_noise = "white"')
         return self
 
     @model_validator(mode="after")

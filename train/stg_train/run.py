@@ -268,10 +268,11 @@ class Run:
                         report(metrics)
                     made = learner.update_count
                     leaving = made == total or world.any(stop())
-                    if leaving or made % output.checkpoint_every == 0:
-                        self.save()
+                    # Before the checkpoint: a kill between them makes the update, and it, again.
                     if world.first and (made == total or made % output.sheet_every == 0):
                         self.picture()
+                    if leaving or made % output.checkpoint_every == 0:
+                        self.save()
                     if leaving:
                         break
         finally:
