@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -348,7 +349,15 @@ def _recover(work: Run) -> None:
 
 def main() -> None:
     """Entry point of stg-train."""
-    run_app(app)
+    try:
+        run_app(app)
+    except SystemExit as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        # See `stg_train.parallel.World.leave`.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
 
 
 if __name__ == "__main__":  # torchrun -m stg_cli.train

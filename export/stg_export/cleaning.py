@@ -13,10 +13,10 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 
-def clean(module: fx.GraphModule) -> None:
+def clean(module: fx.GraphModule, *, repeat_weights: bool = False) -> None:
     """Rewrite a graph from `make_fx` to an equal one that stores and computes less."""
     _drop_copies(module)
-    _fold_constants(module)
+    _fold_constants(module, repeat_weights)
     _split_sums(module)
     _fold_uniform(module)
     _merge_terms(module)
@@ -43,7 +43,7 @@ def _copy_returned_inputs(module: fx.GraphModule) -> None:
             output.replace_input_with(source, copy_)
 
 
-def _fold_constants(module: fx.GraphModule) -> None:
+def _fold_constants(module: fx.GraphModule, repeat_weights: bool) -> None:
     """Compute what depends on weights alone, and store each weight once for all its uses."""
     graph = module.graph
     first: dict[str, fx.Node] = {}
@@ -64,7 +64,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
         elif isinstance(value, Tensor):
             first[key], values[node] = node, value
             origins[node] = {node}.union(*(origins[source] for source in node.all_input_nodes))
-    for node in [node for node in values if _is_stored(node, values, origins)]:
+    for node in [node for node in values if _is_stored(node, values, origins, repeat_weights)]:
         value = values[node]
         name = f"constant_{node.name}"
         module.register_buffer(name, value.contiguous())
@@ -76,7 +76,10 @@ def _fold_constants(module: fx.GraphModule) -> None:
 
 
 def _is_stored(
-    node: fx.Node, values: dict[fx.Node, Tensor], origins: dict[fx.Node, set[fx.Node]]
+    node: fx.Node,
+    values: dict[fx.Node, Tensor],
+    origins: dict[fx.Node, set[fx.Node]],
+    repeat_weights: bool,
 ) -> bool:
     """Is this value to be stored in place of the operators that compute it?"""
     if node.op == "get_attr" or all(user in values for user in node.users):
@@ -84,7 +87,7 @@ def _is_stored(
     sources = origins[node] - {node}
     stays = any(user not in values for source in sources for user in source.users)
     # Else it would be stored twice; a runtime computes it once, as it loads the file.
-    return not stays or values[node].numel() <= 16
+    return repeat_weights or not stays or values[node].numel() <= 16
 
 
 def _depends_on_constants_alone(node: fx.Node, values: dict[fx.Node, Tensor]) -> bool:

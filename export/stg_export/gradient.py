@@ -157,7 +157,8 @@ def trace(
             | ({} if lowering == "none" else _lowered(found, lowering)),
             _allow_non_fake_inputs=True,
         )(example)
-    clean(traced)
+    # A GPU's convolutions want their kernels as constants, both directions' own.
+    clean(traced, repeat_weights=lowering == "space-to-depth")
     random = [str(node.target) for node in traced.graph.nodes if is_random(node)]
     if random:
         raise InputError(
