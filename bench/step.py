@@ -37,7 +37,7 @@ def export(name: str, folder: Path) -> Path:
     from stg_train.learn import Learner
     from stg_train.observed import scale_observed
     from stg_train.recipe import load_recipe
-    from stg_train.run import CHECKPOINT, resolve, versions
+    from stg_train.run import CHECKPOINT, OBSERVED, resolve, versions
 
     del torch
     overrides = {"device": "cpu", "output.margin_frames": 0}
@@ -46,6 +46,7 @@ def export(name: str, folder: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     run = folder / name
     run.mkdir()
+    np.save(run / OBSERVED, pixels)
     learner = Learner(recipe, scale_observed(pixels, 25.0, recipe.pixels))
     save_checkpoint(run / CHECKPOINT, learner, versions())
     path = folder / f"{name}.onnx"
