@@ -36,6 +36,8 @@ GRID = 5
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
 GIVEN_NUGGET = 1e-3
 GIVEN_STEPS = 60
+# Below this a place counts as still: its noise has no rank.
+LEAST_DEVIATION = np.float32(1e-6)
 
 
 class Spot:
@@ -56,14 +58,23 @@ class Spot:
             fade = _fade(clips.shape[axis], FADE_FRAMES if axis == 2 else FADE_PIXELS)
             faded *= fade.reshape([-1 if i == axis else 1 for i in range(5)])
         self._plain = clips
-        self._palette: tuple[int, Float32] | None = None  # of the clip used last
+        self._palette: tuple[int, Float32] | None = None  # see `colours`
         self._clips = faded / np.float32(math.sqrt(math.prod(clips.shape[axis] for axis in over)))
+
+    @property
+    def count(self) -> int:
+        """How many clips it draws from; the first so many values of the noise choose one."""
+        return len(self._clips)
+
+    def clip(self, index: int) -> tuple[Float32, Float32]:
+        """A clip's mean and its spot, both (C, T, H, W), with extent 1 where the mean is taken."""
+        return self._mean[index], self._clips[index]
 
     def noise_size(self, shape: Shape, *, wrap: Wrap = NO_WRAP) -> int:
         """How many standard normal values `make` takes for a video of `shape`, (C, T, H, W)."""
         extra = len(self._clips)
         if self.axes == "space-time":
-            return extra + math.prod(self._torus(shape, wrap))
+            return extra + math.prod(self.torus(shape, wrap))
         length = shape[1] if wrap[0] else shape[1] + self._clips.shape[2] - 1
         return extra + GRID * GRID * length
 
@@ -90,7 +101,7 @@ class Spot:
         clip = int(np.argmax(noise[:count]))
         mean, spot, rest = self._mean[clip], self._clips[clip], noise[count:]
         if self.axes == "space-time":
-            torus = self._torus(shape, wrap)
+            torus = self.torus(shape, wrap)
             made = _convolved(spot, rest.reshape(torus), (slice(shape[1]), *shape[2:]))
         else:
             assert shape[2:] == spot.shape[2:]
@@ -118,7 +129,7 @@ class Spot:
         torus = tuple(
             _smooth(size + own - 1) for size, own in zip(x.shape[1:], spot.shape[1:], strict=True)
         )
-        spectrum = np.fft.rfftn(_folded(spot, torus), axes=(1, 2, 3))
+        spectrum = np.fft.rfftn(folded(spot, torus), axes=(1, 2, 3))
         inside = tuple(slice(size) for size in x.shape[1:])
         nugget = GIVEN_NUGGET * float((spot * spot).sum()) / len(spot)
 
@@ -159,7 +170,7 @@ class Spot:
         # Noise of one frame: a value for each cell, or for each place of a torus of H and W.
         frame: tuple[int, ...] = (GRID * GRID,)
         if self.axes == "space-time":
-            frame = self._torus(shape, NO_WRAP)[1:]
+            frame = self.torus(shape, NO_WRAP)[1:]
         values = math.prod(frame)
         # The frames before the beginning have noise, too; blocks may be shorter than these.
         lead = -(-before // shape[1])
@@ -185,16 +196,13 @@ class Spot:
         if self.axes == "space-time":
             return x
         if self._palette is None or self._palette[0] != clip:
-            order = np.argsort(_luminance(self._plain[clip]), 0, kind="stable")
-            colours = np.take_along_axis(self._plain[clip], order[None], 1)
-            self._palette = clip, np.ascontiguousarray(colours, np.float32)
+            self._palette = clip, self.colours(clip)
         colours = self._palette[1]
         frames = colours.shape[1]
         if frames == 1:
             return np.ascontiguousarray(np.broadcast_to(colours, x.shape))
-        own = _luminance(self._clips[clip])
-        deviation = np.sqrt((own * own).sum(0))
-        level = _luminance(x - self._mean[clip]) / np.maximum(deviation, np.float32(1e-6))
+        level = luminance(x - self._mean[clip])
+        level /= np.maximum(self.deviation(clip), LEAST_DEVIATION)
         rank = _normal_cdf(level) * np.float32(frames) - np.float32(0.5)
         np.clip(rank, 0, frames - 1, out=rank)
         below = np.minimum(rank.astype(np.intp), frames - 2)
@@ -204,13 +212,25 @@ class Spot:
         coloured: Float32 = low + (high - low) * share
         return coloured
 
+    def colours(self, clip: int) -> Float32:
+        """The colours of a clip at each place, from the darkest to the brightest, (C, T, H, W)."""
+        order = np.argsort(luminance(self._plain[clip]), 0, kind="stable")
+        return np.ascontiguousarray(
+            np.take_along_axis(self._plain[clip], order[None], 1), np.float32
+        )
+
+    def deviation(self, clip: int) -> Float32:
+        """Standard deviation of the luminance that noise along time has at each place, (H, W)."""
+        own = luminance(self._clips[clip])
+        return np.asarray(np.sqrt((own * own).sum(0)), np.float32)
+
     @staticmethod
     def _along_time(spot: Float32, noise: Float32, shape: Shape, loop: bool) -> Float32:
         T, frames = shape[1], spot.shape[1]
         if loop:
             noise = np.resize(noise.T, (T + frames - 1, len(noise))).T
         made = np.zeros(shape, np.float32)
-        rows, columns = _cells(shape[2]), _cells(shape[3])
+        rows, columns = cells(shape[2]), cells(shape[3])
         for cell, values in enumerate(noise):
             down, across = rows[cell // GRID], columns[cell % GRID]
             ys, xs = np.flatnonzero(down), np.flatnonzero(across)
@@ -224,7 +244,7 @@ class Spot:
             made[place] += drawn.transpose(1, 0, 2, 3) * window
         return made
 
-    def _torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
+    def torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
         """(T, H, W) that the convolution wraps at; where not asked to, no less than the clip's."""
         sizes = [
             size if wraps else _smooth(max(size, own))
@@ -233,10 +253,15 @@ class Spot:
         return sizes[0], sizes[1], sizes[2]
 
 
-def _luminance(x: Float32) -> Float32:
-    """(C, ...) to (...); the mean over channels where these are not red, green and blue."""
-    weights = (0.299, 0.587, 0.114) if len(x) == 3 else (1 / len(x),) * len(x)
-    return np.asarray(np.tensordot(np.array(weights, np.float32), x, 1), np.float32)
+def luminance_weights(channels: int) -> Float32:
+    """What each channel adds; equal where these are not red, green and blue."""
+    weights = (0.299, 0.587, 0.114) if channels == 3 else (1 / channels,) * channels
+    return np.array(weights, np.float32)
+
+
+def luminance(x: Float32) -> Float32:
+    """(C, ...) to (...); see `luminance_weights`."""
+    return np.asarray(np.tensordot(luminance_weights(len(x)), x, 1), np.float32)
 
 
 def _normal_cdf(x: Float32) -> Float32:
@@ -263,7 +288,7 @@ def _fade(size: int, length: int) -> Float32:
     return np.asarray(fade / np.sqrt((fade**2).mean()), np.float32)
 
 
-def _cells(size: int) -> NDArray[np.float32]:
+def cells(size: int) -> NDArray[np.float32]:
     """Weights of GRID overlapping cells of a row, (GRID, size); their squares sum to 1."""
     place = np.linspace(0, GRID - 1, size) if size > 1 else np.zeros(1)
     distance = np.abs(place - np.arange(GRID)[:, None])
@@ -278,14 +303,14 @@ def _convolved(spot: Float32, noise: Float32, kept: tuple[slice, int, int]) -> F
     spectrum = np.fft.rfftn(noise)
     channels = []
     for channel in spot:
-        own = np.fft.rfftn(_folded(channel[None], noise.shape)[0])
+        own = np.fft.rfftn(folded(channel[None], noise.shape)[0])
         own *= spectrum
         whole = np.fft.irfftn(own, s=noise.shape, axes=(0, 1, 2))
         channels.append(whole[kept[0], : kept[1], : kept[2]].astype(np.float32))
     return np.stack(channels)
 
 
-def _folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
+def folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
     """The spot, (C, T, H, W), wrapped around a torus, of any size."""
     for axis, size in enumerate(torus, start=1):
         lacking = -spot.shape[axis] % size

@@ -15,7 +15,7 @@ from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.footage import Footage, begin
 from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
-from stg_runtime.spot import Wrap, first_noise
+from stg_runtime.spot import Wrap
 from stg_runtime.video import to_pixels
 from stg_runtime.windows import Windowed, check_period
 
@@ -253,9 +253,13 @@ def synthesize_together(
         DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
-    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
-    if metadata.spot_noise is not None:
-        chains.write(_spot_noise(metadata, job, numbers))
+    chains.start(
+        seed=job.seed,
+        numbers=numbers,
+        init_std=metadata.init_std,
+        spot=metadata.spot_noise,
+        wrap=job.wrap,
+    )
     first = 1 if footage is None else begin(chains, metadata, footage, job.n_steps)
     walk(chains, metadata, job, numbers=numbers, first=first, progress=progress)
     x = chains.read()
@@ -264,21 +268,6 @@ def synthesize_together(
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
     return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
-
-
-def _spot_noise(metadata: Metadata, job: Plan, numbers: Sequence[int]) -> Float32:
-    """First noise of these videos, (N, C, T, H, W), model units."""
-    first = np.empty((len(numbers), *job.graph[1:]), np.float32)
-    for row, number in zip(first, numbers, strict=True):
-        row[:] = first_noise(
-            metadata.spot_noise,
-            job.graph[1:],
-            seed=job.seed,
-            number=number,
-            init_std=metadata.init_std,
-            wrap=job.wrap,
-        )
-    return first
 
 
 def walk(

@@ -62,7 +62,7 @@ def test_covariance_along_space_and_time_depends_on_the_distance_alone() -> None
     shape = (2, 4, 6, 5)
     A = matrix(Spot(CLIP, "space-time"), shape, (True,) * 3)
     found = (A @ A.T).reshape(*shape, *shape)
-    u = module._folded(Spot(CLIP, "space-time")._clips[0], shape[1:]).astype(float)
+    u = module.folded(Spot(CLIP, "space-time")._clips[0], shape[1:]).astype(float)
     for shift in [(0, 0, 0), (1, 0, 0), (0, 2, 1), (3, 5, 4)]:
         expected = np.einsum("cthw,dthw->cd", np.roll(u, [-step for step in shift], (1, 2, 3)), u)
         for place in [(0, 0, 0), (2, 3, 1)]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Metadata
 from stg_runtime.langevin import Float32
+from stg_runtime.spot import NO_WRAP, Spot, Wrap
 
 Shape = tuple[int, int, int, int, int]
 """(N, C, T, H, W)."""
@@ -24,13 +25,23 @@ class Chains(Protocol):
 
     shape: Shape
 
-    def start(self, *, seed: int, numbers: Sequence[int], init_std: float) -> None:
-        """Begin with the first noise of each chain, N(0, init_std^2); nothing is clamped any more.
+    def start(
+        self,
+        *,
+        seed: int,
+        numbers: Sequence[int],
+        init_std: float,
+        spot: Spot | None = None,
+        wrap: Wrap = NO_WRAP,
+    ) -> None:
+        """Begin with the first noise of each chain; nothing is clamped any more.
 
         Args:
             seed: of the noise, 0 <= seed < 2^64.
             numbers: one per chain; with the seed it fixes every value of the chain's noise.
-            init_std: model units.
+            init_std: of white noise, N(0, init_std^2), model units.
+            spot: makes the noise instead, see `stg_runtime.spot`.
+            wrap: for T, H, W: does the axis go round? Heeded by spot noise.
         """
 
     def write(self, x: Float32) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stg_runtime.backends.base import HostGradient, Shape
 from stg_runtime.langevin import Float32, Walker
+from stg_runtime.spot import NO_WRAP, Spot, Wrap, first_noise
 
 
 class HostChains:
@@ -30,7 +31,15 @@ class HostChains:
         self._known: NDArray[np.bool_] | None = None
         self._values: Float32 | None = None
 
-    def start(self, *, seed: int, numbers: Sequence[int], init_std: float) -> None:
+    def start(
+        self,
+        *,
+        seed: int,
+        numbers: Sequence[int],
+        init_std: float,
+        spot: Spot | None = None,
+        wrap: Wrap = NO_WRAP,
+    ) -> None:
         """See `Chains.start`."""
         assert len(numbers) == self.shape[0]
         self._gradient.bind(self._x, self._grad)
@@ -39,6 +48,11 @@ class HostChains:
         self._numbers = list(numbers)
         self._walker.seed = seed
         for number, x in zip(numbers, self._x, strict=True):
+            if spot is not None:
+                x[:] = first_noise(
+                    spot, x.shape, seed=seed, number=number, init_std=init_std, wrap=wrap
+                )
+                continue
             self._walker.chain = number
             self._walker.start(x, init_std=init_std)
 

@@ -157,6 +157,38 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
     u64 *words = (u64 *)pointer(4);
     return enqueue("stg_words", [=] { host_words(seed, chain, step, groups, words); });
   }
+  if (name == "stg_draw") {
+    float *out = (float *)pointer(0);
+    u64 seed = pointer(1), chain = pointer(2), size = pointer(4);
+    u32 skip = *(u32 *)p[3], stride = *(u32 *)p[5];
+    if ((u64)gx * 256 * 8 < size + skip) return 1;
+    return enqueue("stg_draw", [=] { host_draw(out, seed, chain, skip, size, stride); });
+  }
+  if (name == "stg_along" || name == "stg_colour") {
+    float *x = (float *)pointer(0);
+    Along along = *(Along *)p[1];
+    bool colour = name == "stg_colour";
+    if ((u64)gx * 256 < along.H * along.W) return 1;
+    if (gy != (colour ? along.T : along.channels * ((along.T + 7) / 8))) return 1;
+    return enqueue(name.c_str(), [=] { colour ? host_colour(x, &along) : host_along(x, &along); });
+  }
+  if (name == "stg_fourier") {
+    Pass pass = *(Pass *)p[0];
+    if ((u64)gx * 256 < pass.count) return 1;
+    return enqueue("stg_fourier", [=] { host_fourier(&pass); });
+  }
+  if (name == "stg_times") {
+    float *out = (float *)pointer(0);
+    auto a = (const float *)pointer(1), b = (const float *)pointer(2);
+    u64 size = pointer(3);
+    if ((u64)gx * 256 < size) return 1;
+    return enqueue("stg_times", [=] { host_times(out, a, b, size); });
+  }
+  if (name == "stg_take") {
+    Taken taken = *(Taken *)p[0];
+    if ((u64)gx * 256 < taken.T * taken.H * taken.W) return 1;
+    return enqueue("stg_take", [=] { host_take(&taken); });
+  }
   return 500; // not found
 }
 R cuStreamBeginCapture_v2(void *, int) {

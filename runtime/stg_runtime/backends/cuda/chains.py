@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Shape
 from stg_runtime.backends.cuda.device import CudaDevice, Graph, blocks, pointer, total
+from stg_runtime.backends.cuda.spot import DeviceSpot, device_bytes
 from stg_runtime.errors import StgError
 from stg_runtime.langevin import Float32
+from stg_runtime.spot import NO_WRAP, Spot, Wrap
 
 WALK: Final = np.dtype(
     [
@@ -99,6 +101,7 @@ class DeviceChains:
         self._walk = self._allocate(WALK.itemsize)
         self._numbers = self._allocate(8 * shape[0])
         self._known = self._values = 0  # allocated by the first clamp
+        self._spot: DeviceSpot | None = None  # of the last start that asked for spot noise
         self._held = False
         self._state = np.zeros(1, WALK)  # what the device's own will be when the stream is there
         self._kept: list[Float32] = []  # energies read out of a walk longer than ROWS
@@ -114,6 +117,9 @@ class DeviceChains:
     def close(self) -> None:
         """Give the memory back."""
         self._forget_graph()
+        if self._spot is not None:
+            self._spot.close()
+            self._spot = None
         while self._owned:
             self.device.free(self._owned.pop())
 
@@ -121,8 +127,16 @@ class DeviceChains:
         with suppress(Exception):  # at the interpreter's end the driver may be gone
             self.close()
 
-    def start(self, *, seed: int, numbers: Sequence[int], init_std: float) -> None:
-        """See `Chains.start`."""
+    def start(
+        self,
+        *,
+        seed: int,
+        numbers: Sequence[int],
+        init_std: float,
+        spot: Spot | None = None,
+        wrap: Wrap = NO_WRAP,
+    ) -> None:
+        """See `Chains.start`; spot noise is made on the device, too."""
         assert len(numbers) == self.shape[0]
         self.device.activate()
         if _bound_to.get(self._gradient) is not self._owned:
@@ -137,11 +151,24 @@ class DeviceChains:
         self._state["seed"], self._state["step"] = seed, 1
         self.device.upload(self._walk, self._state)
         self.device.upload(self._numbers, np.array(numbers, np.uint64))
+        if spot is not None:
+            self._spot_noise(spot, wrap).fill(self._x, seed, numbers)
+            return
         self._launch(
             "stg_start",
             *(pointer(self._x), pointer(self._walk), pointer(self._numbers)),
             *(ctypes.c_float(init_std), ctypes.c_uint64(self._size)),
         )
+
+    def _spot_noise(self, spot: Spot, wrap: Wrap) -> DeviceSpot:
+        made = self._spot
+        if made is None or made.spot is not spot or made.wrap != wrap:
+            if made is not None:
+                made.close()
+                self._spot = None
+            check_memory(self.device, self.shape, device_bytes(spot, self.shape[1:], wrap))
+            self._spot = made = DeviceSpot(self.device, spot, self.shape[1:], wrap)
+        return made
 
     def write(self, x: Float32) -> None:
         """See `Chains.write`."""

@@ -1,4 +1,5 @@
-// The Langevin step in one pass: noise, update, clamp of known values, and the step's book-keeping.
+// The Langevin step in one pass: noise, update, clamp of known values, and the step's book-keeping;
+// and the chains' first noise.
 //
 //     x <- x - (delta^2 / 2) dE/dx + delta s z,   z ~ N(0, 1);   then x <- value where known
 //
@@ -257,6 +258,253 @@ STG_DEVICE void stg_start_group(float *x, u64 chain, u64 seed, float std, u64 gr
   stg_store(x + at, count, wide, z);
 }
 
+// --- spot noise, the first noise of chains (stg_runtime.spot says what it is)
+
+// Values `skip` to `skip + size` of a chain's first noise, `stride` floats apart; with a stride of 2
+// they are the real parts of complex numbers.
+STG_DEVICE void stg_draw_group(float *out, u64 seed, u64 chain, u32 skip, u64 size, u32 stride,
+                               u64 group) {
+  float z[8];
+  stg_normals(seed, chain, group, 0, z);
+  for (u32 i = 0; i < 8; ++i) {
+    u64 at = group * 8 + i;
+    if (at < skip || at - skip >= size) continue;
+    out[(at - skip) * stride] = z[i];
+    if (stride == 2) out[(at - skip) * 2 + 1] = 0.0f;
+  }
+}
+
+// exp(a), a in [-87, 0] (Cephes' polynomial, 2 units in the last place); below that 0.
+STG_DEVICE float stg_exp(float a) {
+  if (a < -87.0f) return 0.0f;
+  float t = fmaf(a, 1.44269504f, 12582912.0f);
+  float j = t - 12582912.0f;
+  float r = fmaf(j, -0.693359375f, a);
+  r = fmaf(j, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = fmaf(p, r, 1.3981999507e-3f);
+  p = fmaf(p, r, 8.3334519073e-3f);
+  p = fmaf(p, r, 4.1665795894e-2f);
+  p = fmaf(p, r, 1.6666665459e-1f);
+  p = fmaf(p, r, 5.0000001201e-1f);
+  p = fmaf(p * r, r, r) + 1.0f;
+  return p * stg_float((u32)((int)j + 127) << 23);
+}
+
+// Share of a standard normal below x; Abramowitz, Stegun 7.1.26, as in stg_runtime.spot.
+STG_DEVICE float stg_normal_cdf(float x) {
+  float z = (x < 0.0f ? -x : x) * 0.70710678f;
+  float t = 1.0f / (1.0f + 0.3275911f * z);
+  float tail = 1.061405429f * t;
+  tail = (tail + -1.453152027f) * t;
+  tail = (tail + 1.421413741f) * t;
+  tail = (tail + -0.284496736f) * t;
+  tail = (tail + 0.254829592f) * t;
+  tail = tail * stg_exp(-z * z) * 0.5f;
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
+// Along time: what the kernels need to know of the clip and the video.
+struct Along {
+  const float *noise;   // (grid * grid, length)
+  const float *spot;    // (C, frames, H, W)
+  const float *colours; // the same shape: each place's colours by rank
+  const float *mean;    // (C, H, W)
+  const float *spread;  // (H, W): deviation of the luminance
+  const float *rows;    // (H, 3): first of the two cells that a row lies in, and their weights
+  const float *columns; // (W, 3)
+  const float *weights; // (C): of the luminance
+  u32 channels, T, H, W, frames, grid, length;
+  u32 reserved;
+};
+
+// The noise at one place: that of the four cells around it.
+STG_DEVICE float stg_cells(const Along *a, const float *row, const float *column, u32 tau) {
+  const float *n = a->noise + ((u32)row[0] * a->grid + (u32)column[0]) * a->length + tau;
+  float above = n[0] * column[1] + n[a->length] * column[2];
+  n += a->grid * a->length;
+  float below = n[0] * column[1] + n[a->length] * column[2];
+  return above * row[1] + below * row[2];
+}
+
+// Frames 8 part to 8 part + 7 of channel c at one place: the sum over s of noise[t - s] spot[s].
+STG_DEVICE void stg_along_group(float *x, const Along *a, u32 place, u32 c, u32 part) {
+  u32 area = a->H * a->W;
+  const float *row = a->rows + 3 * (place / a->W), *column = a->columns + 3 * (place % a->W);
+  const float *spot = a->spot + (u64)c * a->frames * area + place;
+  float window[8], sum[8];
+#ifndef STG_HOST
+#pragma unroll
+#endif
+  for (u32 k = 0; k < 8; ++k) {
+    // Of frames beyond the end nothing is kept.
+    window[k] = stg_cells(a, row, column, (8 * part + k + a->frames - 1) % a->length);
+    sum[k] = 0.0f;
+  }
+  for (u32 s = 0; s < a->frames; ++s) {
+    float value = spot[(u64)s * area];
+#ifndef STG_HOST
+#pragma unroll
+#endif
+    for (u32 k = 0; k < 8; ++k) sum[k] = sum[k] + window[k] * value;
+#ifndef STG_HOST
+#pragma unroll
+#endif
+    for (u32 k = 7; k > 0; --k) window[k] = window[k - 1];
+    if (s + 1 < a->frames)
+      window[0] = stg_cells(a, row, column, (8 * part + a->frames - 2 - s) % a->length);
+  }
+#ifndef STG_HOST
+#pragma unroll
+#endif
+  for (u32 k = 0; k < 8; ++k)
+    if (8 * part + k < a->T) x[((u64)c * a->T + 8 * part + k) * area + place] = sum[k];
+}
+
+// The colour that the clip has at a place at the rank of the value there.
+STG_DEVICE void stg_colour_value(float *x, const Along *a, u32 t, u32 place) {
+  u32 area = a->H * a->W, below = 0;
+  float share = 0.0f;
+  if (a->frames > 1) {
+    float level = 0.0f;
+    for (u32 c = 0; c < a->channels; ++c)
+      level = level + a->weights[c] * x[((u64)c * a->T + t) * area + place];
+    float spread = a->spread[place];
+    level = level / (spread > 1e-6f ? spread : 1e-6f);
+    float last = (float)(a->frames - 1);
+    float rank = stg_normal_cdf(level) * (float)a->frames - 0.5f;
+    rank = rank < 0.0f ? 0.0f : rank > last ? last : rank;
+    below = (u32)rank;
+    if (below > a->frames - 2) below = a->frames - 2;
+    share = rank - (float)below;
+  }
+  for (u32 c = 0; c < a->channels; ++c) {
+    const float *colour = a->colours + ((u64)c * a->frames + below) * area + place;
+    float low = colour[0], high = a->frames > 1 ? colour[area] : low;
+    x[((u64)c * a->T + t) * area + place] = low + (high - low) * share;
+  }
+}
+
+// Along space and time: a Fourier transform of our own (Stockham), pass by pass, of any size.
+//
+// One pass with radix R over one axis of (outer, n, inner) complex numbers: butterfly j of a line
+// reads elements j + r n / R and writes those of the next, `done` times longer, sub-transforms.
+struct Pass {
+  const float *from;
+  float *to;
+  const float *roots; // exp(-2 pi i k / n), k < n
+  u32 n, radix, done, inner, count; // count: butterflies in all
+  float sign; // 1: forward, -1: backward (without the factor 1 / n)
+};
+
+STG_DEVICE void stg_root(const Pass *p, u32 k, float *re, float *im) {
+  *re = p->roots[2 * k];
+  *im = p->roots[2 * k + 1] * p->sign;
+}
+
+struct Butterfly {
+  u64 from, to, step, stride; // in complex numbers: of r = 0, and from one r to the next
+  u32 twist;                  // root of element r: r times this
+};
+
+STG_DEVICE Butterfly stg_butterfly(const Pass *p, u32 index) {
+  u32 many = p->n / p->radix, i = index % p->inner, rest = index / p->inner;
+  u32 j = rest % many, line = rest / many, low = j % p->done;
+  Butterfly b;
+  u64 base = (u64)line * p->n * p->inner + i;
+  b.from = base + (u64)j * p->inner;
+  b.step = (u64)many * p->inner;
+  b.to = base + (u64)((j / p->done) * p->done * p->radix + low) * p->inner;
+  b.stride = (u64)p->done * p->inner;
+  b.twist = low * (p->n / (p->done * p->radix));
+  return b;
+}
+
+template <u32 R> STG_DEVICE void stg_pass_fixed(const Pass *p, u32 index) {
+  Butterfly b = stg_butterfly(p, index);
+  float re[R], im[R], cosine[R], sine[R];
+#ifndef STG_HOST
+#pragma unroll
+#endif
+  for (u32 r = 0; r < R; ++r) {
+    const float *at = p->from + 2 * (b.from + r * b.step);
+    float c, s, a = at[0], d = at[1];
+    stg_root(p, r * b.twist, &c, &s);
+    re[r] = a * c - d * s;
+    im[r] = a * s + d * c;
+    stg_root(p, r * (p->n / R), &cosine[r], &sine[r]);
+  }
+#ifndef STG_HOST
+#pragma unroll
+#endif
+  for (u32 k = 0; k < R; ++k) {
+    float x = re[0], y = im[0];
+#ifndef STG_HOST
+#pragma unroll
+#endif
+    for (u32 r = 1; r < R; ++r) {
+      x = x + (re[r] * cosine[k * r % R] - im[r] * sine[k * r % R]);
+      y = y + (re[r] * sine[k * r % R] + im[r] * cosine[k * r % R]);
+    }
+    float *at = p->to + 2 * (b.to + k * b.stride);
+    at[0] = x;
+    at[1] = y;
+  }
+}
+
+// A radix that is a large prime: a loop, its factors read again for every result.
+STG_DEVICE void stg_pass_any(const Pass *p, u32 index) {
+  Butterfly b = stg_butterfly(p, index);
+  u32 R = p->radix, turn = p->n / R;
+  for (u32 k = 0; k < R; ++k) {
+    float x = 0.0f, y = 0.0f;
+    for (u32 r = 0; r < R; ++r) {
+      const float *at = p->from + 2 * (b.from + r * b.step);
+      float c, s;
+      stg_root(p, (u32)(((u64)r * b.twist + (u64)k * r % R * turn) % p->n), &c, &s);
+      x = x + (at[0] * c - at[1] * s);
+      y = y + (at[0] * s + at[1] * c);
+    }
+    float *at = p->to + 2 * (b.to + k * b.stride);
+    at[0] = x;
+    at[1] = y;
+  }
+}
+
+STG_DEVICE void stg_pass(const Pass *p, u32 index) {
+  switch (p->radix) {
+  case 2: return stg_pass_fixed<2>(p, index);
+  case 3: return stg_pass_fixed<3>(p, index);
+  case 4: return stg_pass_fixed<4>(p, index);
+  case 5: return stg_pass_fixed<5>(p, index);
+  case 8: return stg_pass_fixed<8>(p, index);
+  case 9: return stg_pass_fixed<9>(p, index);
+  default: return stg_pass_any(p, index);
+  }
+}
+
+// out = a b, complex, element by element.
+STG_DEVICE void stg_times_value(float *out, const float *a, const float *b, u64 i) {
+  float re = a[2 * i], im = a[2 * i + 1], c = b[2 * i], s = b[2 * i + 1];
+  out[2 * i] = re * c - im * s;
+  out[2 * i + 1] = re * s + im * c;
+}
+
+// Channels c and c + 1 of the video, from the real and the imaginary parts on the torus.
+struct Taken {
+  const float *from; // (.., torus_h, torus_w) complex
+  float *to;         // (2 or 1, T, H, W)
+  u32 T, H, W, torus_h, torus_w, channels;
+  float scale, mean[2];
+};
+
+STG_DEVICE void stg_take_value(const Taken *k, u32 i) {
+  u32 x = i % k->W, y = i / k->W % k->H, t = i / (k->W * k->H);
+  const float *at = k->from + 2 * (((u64)t * k->torus_h + y) * k->torus_w + x);
+  for (u32 c = 0; c < k->channels; ++c)
+    k->to[(u64)c * k->T * k->H * k->W + i] = at[c] * k->scale + k->mean[c];
+}
+
 #ifndef STG_HOST
 
 // Grids: x covers the groups of 8 values of a chain, y the chains. `known` null: nothing is held.
@@ -303,6 +551,39 @@ stg_hold(float *x, const unsigned char *known, const float *value, u64 size) {
   stg_store(x + at, count, wide, state);
 }
 
+// Spot noise: x covers groups of 8 values, places, values of a frame, butterflies or values.
+extern "C" __global__ void __launch_bounds__(256)
+stg_draw(float *out, u64 seed, u64 chain, u32 skip, u64 size, u32 stride) {
+  u64 group = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (group * 8 < size + skip) stg_draw_group(out, seed, chain, skip, size, stride, group);
+}
+
+extern "C" __global__ void __launch_bounds__(256) stg_along(float *x, Along a) {
+  u32 place = blockIdx.x * blockDim.x + threadIdx.x, parts = (a.T + 7) / 8;
+  if (place < a.H * a.W) stg_along_group(x, &a, place, blockIdx.y / parts, blockIdx.y % parts);
+}
+
+extern "C" __global__ void __launch_bounds__(256) stg_colour(float *x, Along a) {
+  u32 place = blockIdx.x * blockDim.x + threadIdx.x;
+  if (place < a.H * a.W) stg_colour_value(x, &a, blockIdx.y, place);
+}
+
+extern "C" __global__ void __launch_bounds__(256) stg_fourier(Pass p) {
+  u32 index = blockIdx.x * blockDim.x + threadIdx.x;
+  if (index < p.count) stg_pass(&p, index);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+stg_times(float *out, const float *a, const float *b, u64 size) {
+  u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < size) stg_times_value(out, a, b, i);
+}
+
+extern "C" __global__ void __launch_bounds__(256) stg_take(Taken k) {
+  u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < k.T * k.H * k.W) stg_take_value(&k, i);
+}
+
 // For checks: raw words and normals of one chain's step.
 extern "C" __global__ void stg_words(u64 seed, u64 chain, u32 step, u64 groups, u64 *words) {
   u64 group = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -340,6 +621,34 @@ extern "C" void host_step(float *x, const float *grad, const unsigned char *know
   }
   walk->step += 1;
   walk->row += 1;
+}
+
+extern "C" void host_draw(float *out, u64 seed, u64 chain, u32 skip, u64 size, u32 stride) {
+  for (u64 group = 0; group * 8 < size + skip; ++group)
+    stg_draw_group(out, seed, chain, skip, size, stride, group);
+}
+
+extern "C" void host_along(float *x, const Along *a) {
+  for (u32 c = 0; c < a->channels; ++c)
+    for (u32 part = 0; part * 8 < a->T; ++part)
+      for (u32 place = 0; place < a->H * a->W; ++place) stg_along_group(x, a, place, c, part);
+}
+
+extern "C" void host_colour(float *x, const Along *a) {
+  for (u32 t = 0; t < a->T; ++t)
+    for (u32 place = 0; place < a->H * a->W; ++place) stg_colour_value(x, a, t, place);
+}
+
+extern "C" void host_fourier(const Pass *p) {
+  for (u32 index = 0; index < p->count; ++index) stg_pass(p, index);
+}
+
+extern "C" void host_times(float *out, const float *a, const float *b, u64 size) {
+  for (u64 i = 0; i < size; ++i) stg_times_value(out, a, b, i);
+}
+
+extern "C" void host_take(const Taken *k) {
+  for (u32 i = 0; i < k->T * k->H * k->W; ++i) stg_take_value(k, i);
 }
 
 #endif
