@@ -127,7 +127,7 @@ class Spot:
         spot = self._clips[0]
         # Room beyond the video: the torus must not tie its ends together.
         torus = tuple(
-            _smooth(size + own - 1) for size, own in zip(x.shape[1:], spot.shape[1:], strict=True)
+            smooth(size + own - 1) for size, own in zip(x.shape[1:], spot.shape[1:], strict=True)
         )
         spectrum = np.fft.rfftn(folded(spot, torus), axes=(1, 2, 3))
         inside = tuple(slice(size) for size in x.shape[1:])
@@ -183,7 +183,7 @@ class Spot:
             noise = np.concatenate([tail, new])
             tail = noise[len(noise) - before :]
             if self.axes == "space-time":
-                torus = np.zeros((_smooth(len(noise)), *frame), np.float32)
+                torus = np.zeros((smooth(len(noise)), *frame), np.float32)
                 torus[: len(noise)] = noise
                 made = _convolved(spot, torus, (slice(before, before + shape[1]), *shape[2:]))
             else:
@@ -247,7 +247,7 @@ class Spot:
     def torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
         """(T, H, W) that the convolution wraps at; where not asked to, no less than the clip's."""
         sizes = [
-            size if wraps else _smooth(max(size, own))
+            size if wraps else smooth(max(size, own))
             for size, own, wraps in zip(shape[1:], self._clips.shape[2:], wrap, strict=True)
         ]
         return sizes[0], sizes[1], sizes[2]
@@ -320,7 +320,7 @@ def folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
     return spot
 
 
-def _smooth(size: int) -> int:
+def smooth(size: int) -> int:
     """The next size with no prime factor above 5, which Fourier transforms are fast at."""
     while True:
         rest = size

@@ -23,6 +23,7 @@ from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
 from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe
+from stg_train.spot import TorchSpot
 
 # Updates that the running means of gradient norm and response go back over.
 MEMORY = 20
@@ -207,6 +208,7 @@ class Learner:
         self.noise.begin(0)
         kind = recipe.langevin.first_noise
         self.spot = None if kind == "white" else observed.spot(kind)
+        self._spot = None if self.spot is None else TorchSpot(self.spot, self.device)
         self.chains = self._fresh_chains(channels, self.noise)
         self.windows = torch.empty(0)
         self.recovery = None if observed.observed_mask is None else Recovery(recipe, observed)
@@ -240,13 +242,13 @@ class Learner:
             *self.recipe.data.size,
         )
         x = torch.empty(shape, device=self.device, memory_format=self._layout)
-        if self.spot is None:
+        if self._spot is None:
             return noise.like(x).mul_(self.recipe.langevin.init_std)
         video = (shape[1], shape[2], shape[3], shape[4])
-        size = self.spot.noise_size(video)
+        size = self._spot.noise_size(video)
         for i, (row, drawn) in enumerate(zip(x, noise.each(size), strict=True)):
             if not (carried and carried[i]):
-                row.copy_(torch.from_numpy(self.spot.make(drawn.cpu().numpy(), video)))
+                row.copy_(self._spot.make(drawn, video))
         return x
 
     def _restart(self) -> None:
@@ -258,7 +260,9 @@ class Learner:
         if learning.regime == "rejuvenated":
             carried = [chance >= learning.restart for chance in self.noise.chances()]
         fresh = self._fresh_chains(self.chains.shape[1], self.noise, carried)
-        fresh[carried] = self.chains[carried]
+        for i, stays in enumerate(carried):  # an index of booleans would wait for a GPU
+            if stays:
+                fresh[i].copy_(self.chains[i])
         self.chains = fresh
 
     def _draw(self, step: int, x: Tensor) -> Tensor:
@@ -340,6 +344,8 @@ class Learner:
         self.noise.begin(self.update_count + 1)
         self._restart()
         self.energy.requires_grad_(False)
+        # Before the walk: their copy to a GPU waits for what was enqueued.
+        windows, n_windows = self._observed_windows()
         chains, energies = walk(
             self._walked,
             self.chains,
@@ -349,7 +355,6 @@ class Learner:
             draw=self._draw,
             precision=recipe.precision,
         )
-        windows, n_windows = self._observed_windows()
         self.energy.requires_grad_(True)
 
         self.optimizer.zero_grad(set_to_none=True)
