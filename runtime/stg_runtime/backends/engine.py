@@ -1,16 +1,19 @@
 """TensorRT engines: built from the .onnx file, kept in a cache that says what each is made of.
 
-An engine is machine code for one GPU. The .onnx is what travels; engines are local, each with a
-JSON record beside it. One is run only when its SHA-256 stands in the record of the user's own
-cache, and the record says this model, shape, precision, TensorRT, GPU and driver.
+An engine is machine code for one GPU. The .onnx is what travels; engines are local. One is run only
+when the index of the user's own cache names it with its SHA-256, and says this model, shape,
+precision, TensorRT, GPU and driver.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import importlib.util
 import json
+import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +24,7 @@ from typing import Any, Final
 from stg_runtime.artifact import VIDEO
 from stg_runtime.backends.cuda.compile import cache_folder
 from stg_runtime.errors import InputError, StgError
-from stg_runtime.files import atomic_write_bytes, atomic_write_text
+from stg_runtime.files import atomic_path, atomic_write_bytes
 
 MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 """Modules with TensorRT's API, the first that is installed is used."""
@@ -90,9 +93,13 @@ class Record:
     driver: str
     engine: str = ""
 
+    def to_value(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"stg_engine": 1, **asdict(self)}
+
     def to_json(self) -> str:
         """The sidecar's text."""
-        return json.dumps({"stg_engine": 1, **asdict(self)}, indent=1) + "\n"
+        return json.dumps(self.to_value(), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -101,7 +108,16 @@ class Record:
         Raises:
             ValueError: not such a text.
         """
-        value = json.loads(text)
+        return cls.from_value(json.loads(text))
+
+    @classmethod
+    def from_value(cls, value: Any) -> Record:
+        """The inverse of `to_value`.
+
+        Raises:
+            ValueError: not such a value.
+        """
+        value = dict(value) if isinstance(value, dict) else None
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or value.pop("stg_engine", None) != 1 or set(value) != names:
             raise ValueError("not a record of stg")
@@ -146,7 +162,11 @@ def sidecar(engine: Path) -> Path:
 
 
 class EngineCache:
-    """Engines of this user on this machine.
+    """Engines of this user on this machine, and one index that says which of them may run.
+
+    An engine runs only when the index names it with its SHA-256. The folder, the one above and the
+    index must be this user's (or the system's) and closed to writing by others; files that were put
+    there side by side are not trusted for that.
 
     Args:
         folder: `engines` in `cache_folder()` by default.
@@ -154,6 +174,7 @@ class EngineCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder() / "engines"
+        self.index = self.folder / "index.json"
 
     def place(self, wanted: Record) -> Path:
         """Where the engine for this model, shape, precision and kind of GPU lies."""
@@ -165,12 +186,18 @@ class EngineCache:
     def find(self, wanted: Record) -> tuple[bytes | None, str]:
         """The engine, or None and why not ("" when there never was one)."""
         path = self.place(wanted)
-        if not path.is_file() and not sidecar(path).is_file():
+        if not path.is_file() and not self.index.is_file():
             return None, ""
+        open_to = self._open_to_others()
+        if open_to:
+            return None, open_to
         try:
-            record = Record.from_json(sidecar(path).read_text(encoding="utf-8"))
+            entry = self._read().get(path.name)
+            record = None if entry is None else Record.from_value(entry)
         except (OSError, ValueError, TypeError):
-            return None, "its record is missing or damaged"
+            return None, f"{self.index} is damaged"
+        if record is None:
+            return None, f"{self.index} does not name it" if path.is_file() else ""
         changed = record.differences(wanted)
         if changed:
             return None, changed
@@ -183,19 +210,17 @@ class EngineCache:
         return engine, ""
 
     def keep(self, wanted: Record, engine: bytes) -> None:
-        """Store an engine with its record; a cache that cannot be written is done without."""
-        path = self.place(wanted)
+        """Store an engine; a cache that cannot be written, or is another's, is done without."""
         with suppress(OSError, StgError):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # The engine first: a record without its engine, or with another one, is never run.
-            atomic_write_bytes(path, engine)
-            atomic_write_text(sidecar(path), stamped(wanted, engine).to_json())
+            self._store(wanted, engine, stamped(wanted, engine))
 
     def adopt(self, model: Path, engine: Path, wanted: Record) -> None:
         """Trust an engine that was built elsewhere: the user says that it is theirs.
 
         Raises:
-            InputError: its record is missing, or says another engine, model, size or GPU.
+            InputError: its record is missing, or says another engine, model, size or GPU; the cache
+                is not this user's.
+            StgError: the cache cannot be written.
         """
         try:
             data = engine.read_bytes()
@@ -212,15 +237,89 @@ class EngineCache:
         changed = record.differences(wanted)
         if changed:
             raise InputError(f"{engine}: not an engine of {model} for this machine: {changed}")
+        try:
+            self._store(wanted, data, record)
+        except OSError as error:
+            raise StgError(f"{self.folder}: cannot be written: {error.strerror}") from None
+
+    def _store(self, wanted: Record, engine: bytes, record: Record) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._open_to_others():
+            self._close()
         path = self.place(wanted)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_write_bytes(path, data)
-        atomic_write_text(sidecar(path), record.to_json())
+        with (self.folder / "index.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                entries = self._read()
+            except (OSError, ValueError):
+                entries = {}
+            # The engine first: an entry without its engine, or with another one, is never run.
+            _write_private(path, engine)
+            entries[path.name] = record.to_value()
+            text = json.dumps({"stg_engines": 1, "engines": entries}, indent=1) + "\n"
+            _write_private(self.index, text.encode())
+
+    def _read(self) -> dict[str, Any]:
+        """The index's entries.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not an index.
+        """
+        if not self.index.exists():
+            return {}
+        value = json.loads(self.index.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or value.get("stg_engines") != 1:
+            raise ValueError("not an index of stg")
+        entries = value.get("engines")
+        if not isinstance(entries, dict):
+            raise ValueError("not an index of stg")
+        return entries
+
+    def _open_to_others(self) -> str:
+        """Which of folder and index somebody else may write, and what to do; "" when none."""
+        for path in (self.folder.parent, self.folder, self.index):
+            if not path.exists():
+                continue
+            state = path.stat()
+            if state.st_uid not in (os.getuid(), 0):
+                return f"{path} is another user's; set STG_CACHE to a folder of your own"
+            # A sticky folder, as /tmp is, keeps others from replacing what is ours in it.
+            sticky = path == self.folder.parent and state.st_mode & stat.S_ISVTX
+            if state.st_mode & 0o022 and not sticky:
+                return f"{path} could be written by others"
+        return ""
+
+    def _close(self) -> None:
+        """Shut the folder to others and forget what may be theirs.
+
+        Raises:
+            InputError: it belongs to another user.
+        """
+        for path in (self.folder.parent, self.folder):
+            if path.stat().st_uid not in (os.getuid(), 0):
+                raise InputError(self._open_to_others())
+            if path.stat().st_uid == os.getuid():
+                path.chmod(path.stat().st_mode & ~0o022)
+        self.index.unlink(missing_ok=True)
 
     def timing(self, trt: Any, gpu: str) -> Path:
         """The file of TensorRT's timing cache."""
         name = "".join(c if c.isalnum() else "-" for c in f"{product(trt)} {gpu}".lower())
         return self.folder / f"timing-{name}.cache"
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Whole or not at all, and for this user alone.
+
+    Raises:
+        OSError: it cannot be written.
+        StgError: it cannot be moved into place.
+    """
+    with atomic_path(path) as temporary:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
 
 
 def stamped(record: Record, engine: bytes) -> Record:

@@ -183,17 +183,27 @@ def entry(model: Path) -> Path:
     return path
 
 
+def index(model: Path) -> Path:
+    return model.parent / "engines" / "index.json"
+
+
 def change(model: Path, **values: Any) -> None:
-    path = sidecar(entry(model))
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    text = json.loads(index(model).read_text())
+    text["engines"][entry(model).name].update(values)
+    index(model).write_text(json.dumps(text))
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         (lambda m: entry(m).write_bytes(b"ENGINE of somebody else"), "it is damaged"),
-        (lambda m: sidecar(entry(m)).unlink(), "record is missing"),
-        (lambda m: sidecar(entry(m)).write_text("{"), "record is missing or damaged"),
+        (lambda m: entry(m).unlink(), "it cannot be read"),
+        (lambda m: index(m).unlink(), r"index\.json does not name it"),
+        (lambda m: index(m).write_text("{"), r"index\.json is damaged"),
+        (lambda m: index(m).write_text('{"stg_engines": 1, "engines": []}'), "is damaged"),
+        (lambda m: change(m, capabilities=None), "is damaged"),
+        (lambda m: index(m).chmod(0o666), r"index\.json could be written by others"),
+        (lambda m: index(m).parent.chmod(0o777), "engines could be written by others"),
         (lambda m: change(m, tensorrt="TensorRT 9.0"), r"was TensorRT 9\.0, is TensorRT 10\.99"),
         (lambda m: change(m, gpu="Other GPU"), r"the GPU changed \(was Other GPU, is Fake GPU\)"),
         (lambda m: change(m, driver="12.4"), "the driver changed"),
@@ -210,6 +220,32 @@ def test_a_stale_foreign_or_damaged_engine(trt: Trt, model: Path, fault: Any, re
     assert trt.built == 2
     assert re.search(f"building it, because.*{reason}", said[0])
     walk(backend(trt, model, may_build=False)[0])  # mended
+
+
+def test_files_put_side_by_side_are_not_run(trt: Trt, model: Path) -> None:
+    """Engine and record may both be somebody else's; the index is in one place."""
+    made, _ = backend(trt, model)
+    walk(made)
+    record = EngineCache(model.parent / "engines").find(made.wanted(SHAPE))
+    assert record == (entry(model).read_bytes(), "")
+    foreign = b"ENGINE that reads your mail"
+    entry(model).write_bytes(foreign)
+    sidecar(entry(model)).write_text(stamped(made.wanted(SHAPE), foreign).to_json())
+    with pytest.raises(InputError, match="it is damaged"):
+        walk(backend(trt, model, may_build=False)[0])
+    assert oct(index(model).stat().st_mode)[-3:] == oct(entry(model).stat().st_mode)[-3:] == "600"
+    assert oct(index(model).parent.stat().st_mode)[-3:] == "700"
+
+
+def test_what_others_could_write_is_forgotten_and_shut(trt: Trt, model: Path) -> None:
+    walk(backend(trt, model)[0])
+    walk(backend(trt, model, tf32=False)[0])
+    index(model).parent.chmod(0o770)
+    walk(backend(trt, model)[0])
+    assert len(json.loads(index(model).read_text())["engines"]) == 1  # the other one went
+    assert oct(index(model).parent.stat().st_mode)[-3:] == "750"
+    assert trt.built == 3
+    walk(backend(trt, model, may_build=False)[0])
 
 
 def test_another_model_another_engine(trt: Trt, model: Path) -> None:
