@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,7 +90,8 @@ def _show(r: dict[str, Any]) -> None:
         "step": f"{r['step_ms']:.3f} ms, {r['chain_ms']:.3f} ms a chain",
         "gradient": f"{r['gradient_ms']:.3f} ms, {r['gradient_share']:.1%} of a step",
         "update": f"{r['update_ms']:.3f} ms, {1 - r['gradient_share']:.1%}",
-        "arithmetic": f"{r['tflop_per_s']:.3g} TFLOP/s in the gradient ({r['gflop']:.4g} GFLOP)"
+        "arithmetic": f"{r['tflop_per_s']:.3g} TFLOP/s in the gradient ({r['gflop']:.4g} GFLOP of "
+        f"the network; the graph computes {r['graph_gflop']:.4g})"
         + ("" if limit is None else f"; a matrix product: {limit:.3g}"),
         "update moves": f"{r['update_gb_per_s']:.4g} GB/s; a copy: {r['copy_gb_per_s']:.4g}",
         "floor": "not known"
@@ -126,6 +125,7 @@ def time_torch(
 
     from stg_runtime.errors import InputError
     from stg_train.run import load_energy
+    from stg_train.timing import time_energy
 
     if where != "cpu" and not torch.cuda.is_available():
         raise InputError(
@@ -135,63 +135,6 @@ def time_torch(
     return time_energy(
         energy, shape, metadata.step_size, metadata.noise_scale, where=where, repeats=repeats
     )
-
-
-def time_energy(
-    energy: Any, shape: Shape, step_size: float, noise_scale: float, *, where: str, repeats: int
-) -> dict[str, Any]:
-    """A Langevin step in PyTorch: eager autograd and, on a GPU, compiled; TF32 where there is.
-
-    Returns:
-        `torch_ms`, of each way; `torch_step_ms` and `torch_how`, of the faster; `torch_failed`.
-    """
-    import torch
-
-    from stg_runtime.langevin import langevin_step
-    from stg_runtime.threads import usable_threads
-    from stg_train.chains import energy_and_grad
-
-    gpu = where != "cpu"
-    if gpu:
-        torch.cuda.set_device(where)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    else:
-        torch.set_num_threads(usable_threads())
-    energy = energy.to(where).eval().requires_grad_(False)
-
-    def timed(function: Any) -> float:
-        x = torch.randn(shape, device=where)
-        found = []
-        for index in range(_WARM + repeats):
-            if gpu:
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            _, grad = energy_and_grad(function, x)
-            noise = torch.randn_like(x)
-            x = langevin_step(x, grad, noise, step_size=step_size, noise_scale=noise_scale)
-            if gpu:
-                torch.cuda.synchronize()
-            if index >= _WARM:
-                found.append(time.perf_counter() - began)
-        return 1e3 * statistics.median(found)
-
-    times, failed = {"eager": timed(energy)}, ""
-    if gpu:
-        try:
-            times["torch.compile"] = timed(torch.compile(energy))
-        except Exception as error:  # a compiler that is missing or refuses is not our figure
-            failed = f"torch.compile: {' '.join(str(error).split())[:200]}"
-    how = min(times, key=lambda name: times[name])
-    return {
-        "torch_step_ms": times[how],
-        "torch_how": how,
-        "torch_ms": times,
-        "torch_failed": failed,
-    }
-
-
-_WARM = 3  # steps before the clock runs: algorithm search, compilation
 
 
 def engine(

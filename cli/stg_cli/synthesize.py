@@ -89,9 +89,8 @@ def make_many(request: Request) -> dict[str, Any]:
         wanted = [number for number in wanted if not names[number].exists()]
     for number in wanted[:1] if together else wanted:
         check_video_output(names[number], request.overwrite)
-    backend = open_backend(
-        request.model, request.device, request.threads, may_build=not request.no_build
-    )
+    host_only = "--loop" if request.loop else "--tile" if request.tile else ""
+    backend = _open(request, host_only=host_only)
     metadata = backend.metadata
     fps = request.rate(metadata.fps)
     job, footage = _prepare(request, backend)
@@ -128,6 +127,16 @@ def make_many(request: Request) -> dict[str, Any]:
     }
 
 
+def _open(request: Request, *, host_only: str) -> Backend:
+    return open_backend(
+        request.model,
+        request.device,
+        request.threads,
+        may_build=not request.no_build,
+        host_only=host_only,
+    )
+
+
 def _check(request: Request) -> None:
     if request.fps is not None and request.speed is not None:
         raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
@@ -145,6 +154,11 @@ def _check(request: Request) -> None:
     together = request.grid or request.output.suffix.lower() == ".npy"
     if request.ray is not None and together:
         raise InputError("--ray writes a file per video; leave --grid out and do not write .npy")
+    if request.ray is not None and ":" in request.device:
+        raise InputError(
+            f"--device {request.device}: Ray chooses each task's GPU; pass --device "
+            f"{request.device.partition(':')[0]}"
+        )
     last = request.first + request.count - 1
     if request.only is not None and not request.first <= request.only <= last:
         raise InputError(
@@ -242,13 +256,15 @@ def _farm(
 
     assert request.ray is not None
     threads = request.threads or 1
-    pieces = (1, 1, 1)
+    pieces, device = (1, 1, 1), request.device
     if isinstance(backend, HostGradient):
-        pieces = fitted_windows(backend, job, limit=limit)
+        pieces, device = fitted_windows(backend, job, limit=limit), "cpu"
+    elif device == "auto":  # what it is here, on every worker
+        device = "cuda"
     model = request.model.read_bytes()
     ray = connect(request.ray)
     try:
-        order = Order(model, request.device, threads, job, pieces, footage)
+        order = Order(model, device, threads, job, pieces, footage)
         for done, (number, video, _) in enumerate(make_on_farm(ray, order, numbers), 1):
             write_video(names[number], video, fps, overwrite=request.overwrite)
             print(f"video {done} of {len(numbers)}: {names[number]}", file=sys.stderr)
@@ -284,9 +300,7 @@ def stream(request: Request) -> dict[str, Any]:
     if request.fps is not None and request.speed is not None:
         raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
     check_stream(request.output, request.stream_format, request.overwrite)
-    backend = open_backend(
-        request.model, request.device, request.threads, may_build=not request.no_build
-    )
+    backend = _open(request, host_only="--endless")
     metadata = backend.metadata
     fps = request.rate(metadata.fps)
     block = block_frames(metadata)
@@ -298,8 +312,7 @@ def stream(request: Request) -> dict[str, Any]:
         tile=request.tile,
         frames=(GROUP + 2) * block,
     )
-    if not isinstance(backend, HostGradient):
-        raise InputError(f"--endless does not work on {backend.description} yet; pass --device cpu")
+    assert isinstance(backend, HostGradient)
     height, width = job.size.height, job.size.width
     window = (GROUP + 2) * block
     windows = plan_windows(

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from torch import nn
+
 from stg_export.onnx import export_energy_grad
-from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image, pack_spot
+from stg_runtime.artifact import (
+    Axis,
+    ConvLayer,
+    Metadata,
+    Parity,
+    Precision,
+    Size,
+    pack_mean_image,
+    pack_spot,
+)
 from stg_runtime.errors import InputError
 from stg_train.descriptor import AXES, Descriptor, min_size, top_units
 from stg_train.run import load_energy, read_run_clips
@@ -120,6 +132,7 @@ def export_run(
                 stride=units.stride,
                 receptive_field=units.receptive_field,
                 padding=units.padding,
+                layers=conv_layers(descriptor),
                 clips=checkpoint.clips,
                 precision=precision,
                 opset=opset,
@@ -144,6 +157,25 @@ def export_run(
         overwrite=overwrite,
     )
     return made[0]
+
+
+def conv_layers(descriptor: Descriptor) -> tuple[ConvLayer, ...]:
+    """The layers in use, for the metadata."""
+
+    def triple(values: Sequence[int | str]) -> tuple[int, int, int]:
+        t, h, w = (int(value) for value in values)
+        return t, h, w
+
+    return tuple(
+        ConvLayer(
+            filters=conv.out_channels,
+            kernel=triple(conv.kernel_size),
+            stride=triple(conv.stride),
+            padding=triple(conv.padding),
+        )
+        for conv in list(descriptor.convs)[: descriptor.depth]
+        if isinstance(conv, nn.Conv3d)
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -81,6 +81,15 @@ class Parity(_Strict):
     energy_grad_error: _NonNegative
 
 
+class ConvLayer(_Strict):
+    """One convolution of the network as it was trained; (T, H, W) each but `filters`."""
+
+    filters: _Count
+    kernel: _Triple
+    stride: _Triple
+    padding: tuple[_Natural, _Natural, _Natural]
+
+
 class Metadata(_Strict):
     """All that a runtime needs to know besides the graph.
 
@@ -110,6 +119,8 @@ class Metadata(_Strict):
         receptive_field: voxels that one top unit reads, (T, H, W).
         padding: voxels that the first top unit reads before the video begins, (T, H, W): unit j
             reads voxels j * stride - padding to j * stride - padding + receptive_field - 1.
+        layers: of the network, bottom first, whatever the graph makes of them; empty where the
+            exporter did not know it.
         clips: SHA-256 of each prepared training clip (uint8, T x H x W x C).
         precision: of the convolutions; inputs and outputs are float32 always.
         opset: ONNX operator set.
@@ -141,6 +152,7 @@ class Metadata(_Strict):
     stride: _Triple | None = None
     receptive_field: _Triple | None = None
     padding: tuple[_Natural, _Natural, _Natural] | None = None
+    layers: tuple[ConvLayer, ...] = ()
     clips: tuple[str, ...]
     precision: Precision
     opset: _Count

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stg_runtime.artifact import VIDEO, Metadata
+from stg_runtime.artifact import VIDEO, ConvLayer, Metadata
 from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.cuda.chains import DeviceChains
 from stg_runtime.backends.cuda.device import CudaDevice
@@ -43,12 +43,15 @@ class Figures:
         gradient_ms: of a step.
         update_ms: of a step: noise, update, clamp.
         gradient_share: of the two.
-        gflop: of one gradient of all chains, as this graph computes it.
-        tflop_per_s: achieved by the gradient.
+        gflop: of one gradient of all chains by the network as it was trained; as the graph computes
+            it where the file does not tell the network.
+        graph_gflop: the same as this graph computes it, lowerings included.
+        tflop_per_s: achieved by the gradient, counting `gflop`.
         matmul_tflop_per_s: of a large matrix product in the graph's precision on the same device.
         update_gb_per_s: achieved by the update, counting `UPDATE_BYTES` a value.
         copy_gb_per_s: of a large copy, counting bytes read and bytes written.
-        floor_ms: FLOPs over the product's rate plus the update's bytes over the copy's.
+        floor_ms: the network's FLOPs over the product's rate plus the update's bytes over the
+            copy's.
         frames_per_s: finished frames, sampling alone.
         times_real_time: the same over the model's frames per second.
         memory_mib: of the device (GPU: in use by all of its programs; CPU: this process's peak).
@@ -64,6 +67,7 @@ class Figures:
     update_ms: float
     gradient_share: float
     gflop: float
+    graph_gflop: float
     tflop_per_s: float
     matmul_tflop_per_s: float | None
     update_gb_per_s: float
@@ -116,7 +120,8 @@ def measure(
         matmul = matmul_rate_host(backend.threads)
         memory = peak_memory_mib()
     step, gradient, update = times
-    flop = shape[0] * count_flop(path, (1, *shape[1:]), metadata)
+    graph_flop = shape[0] * count_flop(path, (1, *shape[1:]), metadata)
+    flop = shape[0] * network_flop(metadata.layers, shape) if metadata.layers else graph_flop
     moved = UPDATE_BYTES * math.prod(shape)
     floor = None if matmul is None else flop / matmul + moved / copy
     made = frames * shape[0] / (steps * step)
@@ -130,6 +135,7 @@ def measure(
         update_ms=1e3 * update,
         gradient_share=gradient / (gradient + update),
         gflop=flop / 1e9,
+        graph_gflop=graph_flop / 1e9,
         tflop_per_s=flop / gradient / 1e12,
         matmul_tflop_per_s=None if matmul is None else matmul / 1e12,
         update_gb_per_s=moved / update / 1e9,
@@ -289,6 +295,21 @@ def _varint(value: int) -> bytes:
 
 
 # --- operations
+
+
+def network_flop(layers: Sequence[ConvLayer], shape: Shape) -> float:
+    """Floating-point operations of one chain's gradient by the network as it is written.
+
+    Every convolution forward, and as many operations back to its input.
+    """
+    flop, channels, extent = 0.0, shape[1], shape[2:]
+    for layer in layers:
+        sizes = zip(extent, layer.kernel, layer.stride, layer.padding, strict=True)
+        t, h, w = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
+        extent = (t, h, w)
+        flop += 2 * 2 * math.prod(extent) * layer.filters * channels * math.prod(layer.kernel)
+        channels = layer.filters
+    return flop
 
 
 def count_flop(path: Path, shape: Shape, metadata: Metadata) -> float:

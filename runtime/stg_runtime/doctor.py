@@ -27,8 +27,8 @@ PACKAGES = {
     "cuda-bindings": "the NVIDIA driver's interface",
     "nvidia-cuda-nvrtc": "compiles that step for the GPU",
     "nvidia-cudnn-cu13": "convolutions on NVIDIA GPUs",
-    "tensorrt": "engines for NVIDIA GPUs",
-    "tensorrt-rtx-cu13-bindings": "engines for other machines' GPUs",
+    "tensorrt": "engines built on this machine: 'stg[tensorrt]'",
+    "tensorrt-rtx-cu13-bindings": "engines built for, and on, other machines: 'stg[tensorrt-rtx]'",
     "av": "video",
     "pillow": "images, GIF",
     "torch": "training and export only",
@@ -114,7 +114,7 @@ def _check_gpu(found: Diagnosis, *, there: bool) -> None:
     """Which GPU devices would work, asked of the checks that `--device` makes."""
     from stg_runtime.backends.cuda.compile import nvrtc_version
     from stg_runtime.backends.cuda.device import gpu_count, load_driver, open_device, require_driver
-    from stg_runtime.backends.engine import load_tensorrt
+    from stg_runtime.backends.engine import RTX, load_tensorrt, product
     from stg_runtime.backends.onnxruntime_cuda import (
         missing_library,
         preload,
@@ -149,8 +149,12 @@ def _check_gpu(found: Diagnosis, *, there: bool) -> None:
     if works(onnxruntime_loads):
         found.devices += ["cuda" if index == 0 else f"cuda:{index}" for index in range(count)]
     with suppress(InputError):  # an option: its absence is no problem
-        load_tensorrt()
+        trt = load_tensorrt()
         found.devices.append("tensorrt")
+        elsewhere = "engines of stg-export --target run on it"
+        if trt.__name__ not in RTX:
+            elsewhere = "engines of stg-export --target need 'stg[tensorrt-rtx]' in its place"
+        found.machine["tensorrt"] = f"{product(trt)}: {elsewhere}"
 
 
 def _halves(error: StgError) -> tuple[str, str]:

@@ -27,7 +27,7 @@ class Order:
 
     Attributes:
         model: the bytes of the .onnx file.
-        device: see `open_backend`.
+        device: "cpu", or "cuda" or "tensorrt": then each task asks the cluster for a GPU.
         threads: processor threads of each worker.
         job: from `plan`.
         pieces: how the walk is cut, the same on every worker, since rounding depends on it.
@@ -81,8 +81,12 @@ def make_on_farm(
         StgError: a video failed, or its workers died again and again.
     """
     shared = ray.put(order)
+    # Ray shows a task the GPU that it gave it, and no other; without one it waits for it.
     task = ray.remote(_make).options(
-        num_cpus=order.threads, max_retries=RETRIES, retry_exceptions=False
+        num_cpus=order.threads,
+        num_gpus=0 if order.device == "cpu" else 1,
+        max_retries=RETRIES,
+        retry_exceptions=False,
     )
     waiting = {task.remote(shared, number): number for number in numbers}
     while waiting:

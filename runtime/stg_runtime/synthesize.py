@@ -157,10 +157,7 @@ def fitted_chains(
     """
     shape = (count, *job.graph[1:])
     if not isinstance(backend, HostGradient):
-        if job.periodic:
-            raise InputError(
-                f"--loop and --tile do not work on {backend.description} yet; pass --device cpu"
-            )
+        assert not job.periodic, "see open_backend's host_only"
         return backend.chains(shape)
     if pieces is None:
         pieces = fitted_windows(backend, job, count=count, limit=limit, held=held)

@@ -14,7 +14,7 @@ import pytest
 from support import run
 
 from stg_runtime.backends.onnxruntime_cpu import open_session
-from stg_runtime.bench import count_flop, matmul_model
+from stg_runtime.bench import count_flop, matmul_model, network_flop
 
 PATH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
@@ -49,6 +49,7 @@ def test_figures_fit_together(trained: Path) -> None:
     assert found["shape"] == [2, 3, 16, 16, 16]
     assert found["chain_ms"] == pytest.approx(found["step_ms"] / 2)
     assert 0 < found["gradient_share"] < 1
+    assert found["gflop"] < found["graph_gflop"]
     assert found["tflop_per_s"] == pytest.approx(found["gflop"] / found["gradient_ms"])
     moved = 12 * math.prod(found["shape"])
     assert found["update_gb_per_s"] == pytest.approx(moved / found["update_ms"] / 1e6)
@@ -72,6 +73,10 @@ def test_operations_are_counted_as_by_hand(trained: Path) -> None:
     # Forward, and the same back; but the phases of the first layer reach into its padding, 9x9x9.
     back = 2 * 8 * 9**3 * 3 * 4**3
     assert count_flop(model, shape, metadata) == one + two + back + two
+    # The floor is the network's, whatever the graph makes of it.
+    assert network_flop(metadata.layers, shape) == 2 * (one + two)
+    twice = (1, 3, 32, 16, 16)  # 16 outputs in time, then 16
+    assert network_flop(metadata.layers, twice) == 4 * (one + two)
 
 
 @pytest.mark.parametrize("half", [False, True])

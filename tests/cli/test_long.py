@@ -152,6 +152,9 @@ def test_stopping_leaves_a_whole_file(
         (["--only", "3"], "the videos are 0 to 0"),
         (["--skip-existing", "--overwrite"], "exclude"),
         (["--batch", "0"], "--batch"),
+        (["--ray", "local", "--device", "cuda:1"], "Ray chooses each task's GPU"),
+        (["--loop", "--device", "cuda"], "--loop does not work on GPUs yet; pass --device cpu"),
+        (["--endless", "--device", "tensorrt"], "--endless does not work on GPUs yet"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -17,6 +17,7 @@ def open_backend(
     *,
     may_build: bool = True,
     tf32: bool = True,
+    host_only: str = "",
 ) -> Backend:
     """Load a model on a device.
 
@@ -29,15 +30,21 @@ def open_backend(
         may_build: TensorRT may build an engine that is not in the cache, which takes minutes.
         tf32: GPUs may round the factors of float32 products to 10 bits, which their tensor cores
             take; False for comparisons.
+        host_only: the user's option that only the processor can do, or "". "auto" then is the CPU,
+            and a GPU that is asked for is an error.
 
     Raises:
         InputError: a device that this machine does not have (never a silent fall back to the CPU),
-            or a file that is not an stg model.
+            or that cannot do what is asked; or a file that is not an stg model.
     """
     asked = re.fullmatch(r"(auto|cpu|cuda|tensorrt)(?::(\d+))?", device)
     if asked is None or (asked[2] is not None and asked[1] in ("auto", "cpu")):
         raise InputError(f"--device {device}: expected auto, cpu, cuda, cuda:i or tensorrt")
     kind, index = asked[1], int(asked[2] or 0)
+    if host_only and kind in ("tensorrt", "cuda"):
+        raise InputError(
+            f"--device {device}: {host_only} does not work on GPUs yet; pass --device cpu"
+        )
     if kind in ("tensorrt", "cuda"):
         try:
             if kind == "cuda":
@@ -46,7 +53,9 @@ def open_backend(
         except InputError as error:
             about_file = str(error).startswith(f"{path}:")
             raise InputError(str(error) if about_file else f"--device {device}: {error}") from None
-    if kind == "auto" and _has_driver():
+    if kind == "auto" and host_only and _has_driver():
+        print(f"auto: the CPU, because {host_only} does not work on GPUs yet", file=sys.stderr)
+    elif kind == "auto" and _has_driver():
         try:
             return _cuda(path, index, tf32)
         except StgError as error:

@@ -48,17 +48,16 @@ def load_tensorrt(modules: Sequence[str] = MODULES) -> Any:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
+            extra = "tensorrt-rtx" if name in RTX else "tensorrt"
             raise InputError(
                 f"{name} does not load ({' '.join(str(error).split())[:200]}): "
-                "pip install --force-reinstall 'stg[tensorrt]'"
+                f"pip install --force-reinstall 'stg[{extra}]'"
             ) from None
     if not set(modules) - set(RTX):
-        raise InputError(
-            "TensorRT for RTX is not installed; pip install tensorrt-rtx-cu13-libs "
-            "tensorrt-rtx-cu13-bindings"
-        )
+        raise InputError("TensorRT for RTX is not installed: pip install 'stg[tensorrt-rtx]'")
     raise InputError(
-        "TensorRT is not installed: pip install 'stg[tensorrt]', or pass --device cuda"
+        "TensorRT is not installed: pip install 'stg[gpu,tensorrt]' (or 'stg[gpu,tensorrt-rtx]', "
+        "TensorRT for RTX), or pass --device cuda"
     )
 
 
@@ -236,7 +235,8 @@ class EngineCache:
             raise InputError(f"{engine}: damaged (its SHA-256 is not the one in its .json)")
         changed = record.differences(wanted)
         if changed:
-            raise InputError(f"{engine}: not an engine of {model} for this machine: {changed}")
+            way = _install(record.tensorrt, wanted.tensorrt)
+            raise InputError(f"{engine}: not an engine of {model} for this machine: {changed}{way}")
         try:
             self._store(wanted, data, record)
         except OSError as error:
@@ -307,6 +307,20 @@ class EngineCache:
         """The file of TensorRT's timing cache."""
         name = "".join(c if c.isalnum() else "-" for c in f"{product(trt)} {gpu}".lower())
         return self.folder / f"timing-{name}.cache"
+
+
+def _install(built_by: str, here: str) -> str:
+    """How to get the TensorRT that an engine was built by; "" where it is here."""
+    if built_by == here:
+        return ""
+    name, _, number = built_by.partition(" ")
+    if name == "TensorRT-RTX":
+        return (
+            ". Engines of TensorRT for RTX run on that alone, not on TensorRT: pip uninstall -y "
+            f"tensorrt && pip install 'stg[gpu,tensorrt-rtx]' 'tensorrt-rtx-cu13-libs=={number}.*' "
+            f"'tensorrt-rtx-cu13-bindings=={number}.*'"
+        )
+    return f". Run it on {built_by} (pip install 'tensorrt=={number}'), or build it here"
 
 
 def _write_private(path: Path, data: bytes) -> None:
@@ -403,7 +417,7 @@ def check_targets(trt: Any, targets: Sequence[str]) -> None:
     if not hasattr(trt, "ComputeCapability"):
         raise InputError(
             f"{product(trt)} builds for the GPU it runs on; targets need TensorRT for RTX: "
-            "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+            "pip install 'stg[tensorrt-rtx]'"
         )
     known = [n for n in dir(trt.ComputeCapability) if n.startswith("SM")]
     unknown = [target for target in targets if target.upper() not in known]

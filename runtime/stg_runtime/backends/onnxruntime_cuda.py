@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import io
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ class OnnxRuntimeCuda:
         self._path = path
         self.description = f"{self.device.name}, onnxruntime {self._onnxruntime.__version__} CUDA"
         self.graph_note = ""
+        self._has_graph = False
         self._session: Any = None
         self._binding: Any = None
         self._run_options: Any = None
@@ -93,6 +95,48 @@ class OnnxRuntimeCuda:
             gc.collect()  # the last shape's memory, before this one's is asked for
             self._session = self._open(shape)
             self._shape, self._places = shape, places
+        self._bind()
+        before, _ = self.device.memory()
+        self.device.upload(x, np.zeros(shape, np.float32))
+        try:
+            for _ in range(2 if self._has_graph else 1):  # captured, then replayed
+                self.run()
+                self.device.wait()
+        except StgError as error:
+            if not _is_out_of_memory(str(error)) or shape[0] == 1:
+                raise
+            raise self._what_fits(shape, before) from None
+
+    def run(self) -> None:
+        """See `DeviceGradient.run`; once more, and from then on, without a graph that fails."""
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except Exception as error:  # onnxruntime's errors share no base but Exception
+            text = _one_line(error)
+            if not self._has_graph or _is_out_of_memory(text):
+                raise self._failed(text) from None
+            assert self._shape is not None
+            self.graph_note = f"onnxruntime's CUDA graph failed and is done without ({text})"
+            print(f"{self._path}: {self.graph_note}", file=sys.stderr, flush=True)
+            self.device.end_capture()
+            self._session = self._binding = None
+            gc.collect()
+            self._session = self._create(self._shape, graph=False)
+            self._has_graph = False
+            self._bind()
+            try:
+                self._session.run_with_iobinding(self._binding, self._run_options)
+            except Exception as again:
+                raise self._failed(_one_line(again)) from None
+
+    def _failed(self, text: str) -> StgError:
+        return StgError(
+            f"onnxruntime failed on {self.device.name} at a video of {self._shape}: {text}"
+        )
+
+    def _bind(self) -> None:
+        shape, (x, energy, energy_grad) = self._shape, self._places
+        assert shape is not None
         binding = self._session.io_binding()
         device = self.device.index
         binding.bind_input(VIDEO, "cuda", device, np.float32, shape, x)
@@ -102,25 +146,6 @@ class OnnxRuntimeCuda:
         self._run_options = self._onnxruntime.RunOptions()
         # Ordering is the stream's; without this every run would wait for the device.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        before, _ = self.device.memory()
-        self.device.upload(x, np.zeros(shape, np.float32))
-        try:
-            self.run()
-            self.device.wait()
-        except StgError as error:
-            if not _is_out_of_memory(str(error)) or shape[0] == 1:
-                raise
-            raise self._what_fits(shape, before) from None
-
-    def run(self) -> None:
-        """See `DeviceGradient.run`."""
-        try:
-            self._session.run_with_iobinding(self._binding, self._run_options)
-        except Exception as error:  # onnxruntime's errors share no base but Exception
-            raise StgError(
-                f"onnxruntime failed on {self.device.name} at a video of {self._shape}: "
-                f"{_one_line(error)}"
-            ) from None
 
     def product(
         self, model: bytes, n: int, half: bool, addresses: Sequence[int]
@@ -141,11 +166,15 @@ class OnnxRuntimeCuda:
         """A session on the GPU alone, with a CUDA graph where that holds."""
         if self.options.graph:
             try:
-                return self._create(shape, graph=True)
+                session = self._create(shape, graph=True)
             except _NotOnGpuError:
                 raise
             except StgError as error:
                 self.graph_note = str(error)
+            else:
+                self._has_graph = True
+                return session
+        self._has_graph = False
         return self._create(shape, graph=False)
 
     def _create(self, shape: Shape, *, graph: bool) -> Any:

@@ -31,6 +31,7 @@ class Ort:
         self.providers = [CUDA, "CPUExecutionProvider"]
         self.on_cpu: list[str] = []
         self.graph_holds = True
+        self.graph_runs = 10**9  # after so many a captured graph fails
         self.loads = True
         self.written = b""
         self.largest = 10**9
@@ -64,6 +65,7 @@ class Ort:
                 if settings["enable_cuda_graph"] == "1" and not ort.graph_holds:
                     raise RuntimeError("graph capture: nodes on the CPU")
                 Path(options.optimized_model_filepath).write_bytes(ort.written)
+                self.graph = settings["enable_cuda_graph"] == "1"
                 ort.made.append(SimpleNamespace(options=options, settings=settings))
 
             def disable_fallback(self) -> None:
@@ -92,6 +94,10 @@ class Ort:
                 shape = binding.bound["video"][1]
                 if shape[0] > ort.largest:
                     raise RuntimeError("Failed to allocate memory for requested buffer")
+                if self.graph:
+                    ort.graph_runs -= 1
+                    if ort.graph_runs < 0:
+                        raise RuntimeError("CUDA failure 901: operation failed due to a capture")
                 spring = Spring(binding.device)
                 places = [binding.bound[n][0] for n in ("video", "energy", "energy_grad")]
                 spring.bind(shape, *places)
@@ -156,6 +162,40 @@ def test_without_a_graph_where_it_does_not_hold(ort: Ort) -> None:
     assert made.settings["enable_cuda_graph"] == made.settings["use_tf32"] == "0"
     assert made.settings["cudnn_conv_algo_search"] == "EXHAUSTIVE"
     assert "graph capture" in backend.graph_note
+
+
+@pytest.mark.parametrize("runs", [0, 1, 4])  # in the capture, its replay, in mid-walk
+def test_a_graph_that_fails_at_run_time_is_done_without(
+    ort: Ort, runs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walks = []
+    for graph_runs in (10**9, runs):
+        ort.graph_runs = graph_runs
+        backend = OnnxRuntimeCuda(MODEL)
+        chains = backend.chains(SHAPE)
+        chains.start(seed=1, numbers=[0, 1], init_std=1.0)
+        for step in range(1, 6):
+            chains.step(step, step_size=0.1, noise_scale=1.0)
+        walks.append(chains.read())
+    assert np.array_equal(*walks)
+    assert [made.settings["enable_cuda_graph"] for made in ort.made] == ["1", "1", "0"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "CUDA graph failed and is done without (CUDA failure 901" in line
+    assert "CUDA graph failed" in backend.graph_note
+    assert np.isfinite(chains.energies()).all()
+
+
+def test_a_failure_without_a_graph_is_an_error(ort: Ort) -> None:
+    ort.graph_runs = 0
+    backend = OnnxRuntimeCuda(MODEL)
+    chains = backend.chains(SHAPE)
+
+    def refuse(self: Any, binding: Any, options: Any) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    ort.InferenceSession.run_with_iobinding = refuse
+    with pytest.raises(StgError, match=r"onnxruntime failed on Fake GPU .* illegal memory"):
+        chains.start(seed=1, numbers=[0, 1], init_std=1.0)
 
 
 @pytest.mark.parametrize(

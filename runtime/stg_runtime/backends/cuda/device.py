@@ -163,6 +163,12 @@ class CudaDevice:
         finally:
             self._call("cuGraphDestroy", graph)
 
+    def end_capture(self) -> None:
+        """Leave a capture that a library began on the stream and did not finish, if any."""
+        code, graph = self._driver.cuStreamEndCapture(self._stream)
+        if not int(code) and int(graph):
+            self._driver.cuGraphDestroy(graph)
+
     def replay(self, graph: Graph) -> None:
         """Enqueue a captured graph."""
         self._call("cuGraphLaunch", graph.handle, self._stream)
