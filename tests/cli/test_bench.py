@@ -165,8 +165,10 @@ def test_the_plan_checks_first_and_leaves_out_what_is_missing(gpu: Any) -> None:
     assert made.left_out == {}
     assert made.run[0] == "kernel check"
     assert made.run.index("agree st tensorrt") < made.run.index("step st cuda auto fp16")
-    assert {"torch st", "search st", "written st"} <= set(made.run)
-    made = gpu.make_plan(options, {"cuda": "no wheel", "torch": "no torch"})
+    assert {"torch st", "train st", "first st", "search st", "written st"} <= set(made.run)
+    assert len(set(made.run)) == len(made.run)
+    made = gpu.make_plan(options, {"cuda": "no wheel", "torch": "no torch", "av": "no av"})
+    assert made.left_out["train st"] == "no torch"
     assert made.left_out["step st cuda auto fp16"] == "no wheel"
     assert made.left_out["torch st"] == "no torch"
     assert "step st tensorrt auto fp16" in made.run
@@ -181,6 +183,8 @@ def test_the_goals_are_judged_and_what_was_not_measured_is_not(gpu: Any) -> None
         "kernel speed": {"ratio": 1.4},
         "step st cuda auto fp32": {"3": slow, "1": slow},
         "step st cuda auto fp16": {"3": figures, "1": figures},
+        "first st": {"device_ms": 16.0},
+        "train st": {"thousand_s": 70.0},
         "step st tensorrt auto fp16": {"error": "no"},
         "torch st": {"torch_step_ms": 7.0},
         "agree st cuda": {"1": 0.001, "20": 0.5},
@@ -196,11 +200,68 @@ def test_the_goals_are_judged_and_what_was_not_measured_is_not(gpu: Any) -> None
     assert row("update", "kernel") == (1.4, False)
     assert row("torch", "st, step st cuda auto fp16") == (3.5, True)
     assert row("floor", "st") == (2.0, True)
-    assert row("real_time", "st") == (60.0, True)
+    assert row("real_time", "st") == (2800 / (20 * 2.0 + 16), True)  # of 25 frames/s
+    assert row("train", "st") == (70.0, False)
     assert row("written", "st") == (None, None)
     assert row("grey_levels", "st cuda") == (0.5, True)
     assert row("grey_levels", "st tensorrt") == (None, None)
     assert all(r["met"] is None for r in gpu.judge({}, 3))
+
+
+def test_what_matters_most_comes_first(gpu: Any) -> None:
+    made = gpu.make_plan(gpu.parse([]), {})
+    checks = [job for job in made.run if job.endswith("check") or job.startswith("agree")]
+    assert made.run[: len(checks)] == checks
+    order = [made.run.index(job) for job in ("step st cuda auto fp16", "torch st", "train st")]
+    assert order == sorted(order) and order[-1] < made.run.index("step st cuda none fp32")
+    steps = [job for job in made.run if job.startswith("step")]
+    assert len(steps) == len(set(steps)) == 2 * 2 * 3 * 2  # network, backend, lowering, precision
+    assert gpu.make_plan(gpu.parse([]), {"av": "no av"}).left_out == {
+        "written st": "no av",
+        "written fc-s": "no av",
+    }
+
+
+def test_learning_is_timed_and_extrapolated_honestly(gpu: Any) -> None:
+    layers = [{"filters": 4, "kernel": [4, 4, 4], "stride": [2, 2, 2], "padding": [1, 1, 1]}]
+    small = {"data.size": [16, 16], "data.frames": 12, "data.window": 8, "network.layers": layers}
+    learning = {"device": "cpu", "langevin.chains": 1, "langevin.n_steps": 2}
+    found = gpu.train("fc-s", 3, 60.0, ways=("eager",), **small, **learning)
+    row = found["eager"]
+    assert row["updates"] == 3 and row["extrapolated"]
+    expected = row["first_s"] + 999 * row["update_ms"] / 1e3
+    assert found["thousand_s"] == pytest.approx(expected)
+
+
+def test_the_minutes_are_kept_and_a_later_run_goes_on(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "find_missing", dict)
+    monkeypatch.setattr(gpu, "open_device", lambda index: object())
+    monkeypatch.setattr(gpu, "check_kernel", lambda device: ["right"])
+    monkeypatch.setattr(gpu, "check_spot", lambda device: ["right"])
+    monkeypatch.setattr(gpu, "export", lambda *arguments: (Path("m"), None))
+    monkeypatch.setattr(gpu, "agree", lambda *arguments: {"20": 0.1})
+    monkeypatch.setattr(gpu, "kernel_speed", lambda *arguments: {"ratio": 1.1})
+    monkeypatch.setattr(gpu, "first", lambda *arguments: {"device_ms": 1.0})
+    target = tmp_path / "gpu.json"
+    options = ["--json", str(target), "--minutes", "0"]
+    assert gpu.main(options) == 0
+    found = json.loads(target.read_text()) if target.exists() else {"results": {}}
+    assert found["results"] == {} and "minutes were over" in found["left_out"]["first st"]
+
+    def cut_off(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "open_gpu", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--json", str(target)])
+    kept = json.loads(target.read_text())["results"]
+    assert list(kept)[-1] == "first st"  # nothing that was measured is lost
+    monkeypatch.setattr(gpu, "first", cut_off)  # is not measured again
+    monkeypatch.setattr(gpu, "work", lambda made, *rest: iter([(made.run[-1], {"a": 1})]))
+    assert gpu.main(["--json", str(target), "--go-on"]) == 0
+    assert {"first st", "search fc-s"} <= set(json.loads(target.read_text())["results"])
 
 
 @needs_no_driver
