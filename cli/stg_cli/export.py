@@ -90,7 +90,7 @@ def export(
             output, metadata, tensorrt, targets=targets, overwrite=overwrite, say=say
         )
     if as_json:
-        result = metadata.model_dump(mode="json", exclude={"mean_image"})
+        result = metadata.model_dump(mode="json", exclude={"mean_image", "spot"})
         engine = {"engine": {"file": str(tensorrt), **asdict(record)}} if record else {}
         print_json({"file": str(output), **result, **engine})
         return

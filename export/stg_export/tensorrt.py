@@ -11,6 +11,7 @@ from pathlib import Path
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.engine import (
     RTX,
+    EngineCache,
     Record,
     Say,
     Shapes,
@@ -94,7 +95,15 @@ def export_engine(
         capabilities = (f"sm{device.capability[0]}{device.capability[1]}",)
     static = not metadata.free_axes
     shapes = (shape, shape, shape)
-    engine = build(trt, model, shapes=None if static else shapes, targets=targets, say=say)
+    engine = build(
+        trt,
+        model,
+        shapes=None if static else shapes,
+        targets=targets,
+        # Without a GPU nothing is timed.
+        timing_cache=None if targets else EngineCache().timing(trt, gpu),
+        say=say,
+    )
     record = Record(
         model=sha256(model),
         shapes=shapes,
