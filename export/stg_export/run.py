@@ -13,6 +13,7 @@ from stg_export.onnx import export_energy_grad
 from stg_runtime.artifact import (
     Axis,
     ConvLayer,
+    EqualizerTaps,
     Metadata,
     Parity,
     Precision,
@@ -102,9 +103,12 @@ def export_run(
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
-    spot = None
+    spot, equalizer = None, None
     if recipe.langevin.first_noise != "white":
-        spot = read_run_clips(folder, checkpoint).spot_pixels()
+        observed = read_run_clips(folder, checkpoint)
+        spot = observed.spot_pixels()
+        fitted = observed.spot(recipe.langevin.first_noise).equalizer
+        equalizer = None if fitted is None else EqualizerTaps.of(fitted)
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
@@ -119,6 +123,7 @@ def export_run(
                 first_noise=recipe.langevin.first_noise,
                 spot=None if spot is None else pack_spot(spot),
                 spot_shape=None if spot is None else spot.shape[:4],
+                equalizer=equalizer,
                 pixel_mean=means,
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
                 mean_per_frame=checkpoint.mean.ndim == 4,

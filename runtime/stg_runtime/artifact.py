@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stg_runtime.equalizer import Equalizer
 from stg_runtime.errors import InputError
 from stg_runtime.spot import Spot
 from stg_runtime.video import to_model
@@ -29,6 +30,7 @@ ENERGY_GRAD = "energy_grad"
 METADATA_KEY = "stg"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes
+LARGEST_FILTER = 129  # taps of an equalizer along an axis
 MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 
 Axis = Literal["N", "T", "H", "W"]
@@ -37,6 +39,7 @@ Precision = Literal["fp32", "fp16"]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
+_Tap = Annotated[float, Field(ge=-1e3, le=1e3)]
 _Natural = Annotated[int, Field(ge=0)]
 _Triple = tuple[_Count, _Count, _Count]
 
@@ -81,6 +84,31 @@ class Parity(_Strict):
     energy_grad_error: _NonNegative
 
 
+class EqualizerTaps(_Strict):
+    """An `Equalizer` as it is stored: time, (a,), and space, (b, b); a and b odd."""
+
+    time: Annotated[tuple[_Tap, ...], Field(max_length=LARGEST_FILTER)]
+    space: Annotated[tuple[tuple[_Tap, ...], ...], Field(max_length=LARGEST_FILTER)]
+
+    @model_validator(mode="after")
+    def _odd_and_square(self) -> EqualizerTaps:
+        if len(self.time) % 2 == 0 or len(self.space) % 2 == 0:
+            raise ValueError("an equalizer's filters have odd extents")
+        if any(len(row) != len(self.space) for row in self.space):
+            raise ValueError("an equalizer's filter over space is square")
+        return self
+
+    @classmethod
+    def of(cls, equalizer: Equalizer) -> EqualizerTaps:
+        """The taps of an equalizer."""
+        rows = equalizer.space.tolist()
+        return cls(time=tuple(equalizer.time.tolist()), space=tuple(tuple(row) for row in rows))
+
+    def equalizer(self) -> Equalizer:
+        """The equalizer with these taps."""
+        return Equalizer(np.array(self.time, np.float32), np.array(self.space, np.float32))
+
+
 class ConvLayer(_Strict):
     """One convolution of the network as it was trained; (T, H, W) each but `filters`."""
 
@@ -104,6 +132,7 @@ class Metadata(_Strict):
         first_noise: "white", or spot noise along "time" or "space-time"; see `stg_runtime.spot`.
         spot: clips that spot noise is made from, packed, or None; see `pack_spot`.
         spot_shape: (M, T, H, W) of these clips.
+        equalizer: of the spot noise, or None.
         pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
         mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
         mean_per_frame: `mean_image` holds one image for each frame of the graph, a mean video.
@@ -139,6 +168,7 @@ class Metadata(_Strict):
     first_noise: Literal["white", "time", "space-time"] = "white"
     spot: str | None = None
     spot_shape: tuple[_Count, _Count, _Count, _Count] | None = None
+    equalizer: EqualizerTaps | None = None
     pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
     mean_per_frame: bool = False
@@ -202,7 +232,8 @@ class Metadata(_Strict):
             return None
         pixels = unpack_spot(self.spot, (*self.spot_shape, self.channels))
         clips = [to_model(clip, self.mean(), self.pixel_scale) for clip in pixels]
-        return Spot(np.stack(clips), self.first_noise)
+        equalizer = None if self.equalizer is None else self.equalizer.equalizer()
+        return Spot(np.stack(clips), self.first_noise, equalizer)
 
     def mean(self) -> NDArray[np.float32]:
         """Grey levels to add back, float32.

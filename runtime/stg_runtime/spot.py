@@ -6,6 +6,9 @@ Langevin step, and the energy is left with what is not Gaussian: edges, shapes, 
 together. Convolved along time alone, for scenes in which every place has its own behaviour, or
 along space and time, for textures that look alike everywhere.
 
+Along time, every place is then given the colours that the clip has there, rank for rank, and an
+`Equalizer` takes away the power at high frequencies that this adds.
+
 Source: van Wijk, "Spot noise: texture synthesis for data visualization", SIGGRAPH 1991; Galerne,
 Gousseau, Morel, "Random phase textures: theory and synthesis", IEEE TIP 2011 (there of one image).
 """
@@ -20,6 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stg_runtime.equalizer import Equalizer, fit
 from stg_runtime.langevin import INITIAL, Float32, standard_normal
 
 Axes = Literal["time", "space-time"]
@@ -38,6 +42,10 @@ GIVEN_NUGGET = 1e-3
 GIVEN_STEPS = 60
 # Below this a place counts as still: its noise has no rank.
 LEAST_DEVIATION = np.float32(1e-6)
+# Draws that an equalizer is fitted to, most clips they are compared with, and the seed of both.
+FITTED_DRAWS = 6
+FITTED_CLIPS = 8
+FITTED_SEED = 0
 
 
 class Spot:
@@ -46,11 +54,13 @@ class Spot:
     Args:
         clips: (M, C, T, H, W), model units; each draw follows one of them, taken at random.
         axes: that the noise is convolved along.
+        equalizer: see `fitted`; None leaves the spectra as they come.
     """
 
-    def __init__(self, clips: Float32, axes: Axes) -> None:
+    def __init__(self, clips: Float32, axes: Axes, equalizer: Equalizer | None = None) -> None:
         assert clips.ndim == 5
         self.axes = axes
+        self.equalizer = equalizer
         over = (2,) if axes == "time" else (2, 3, 4)
         self._mean: Float32 = clips.mean(over, keepdims=True)
         faded = clips - self._mean
@@ -60,6 +70,31 @@ class Spot:
         self._plain = clips
         self._palette: tuple[int, Float32] | None = None  # see `colours`
         self._clips = faded / np.float32(math.sqrt(math.prod(clips.shape[axis] for axis in over)))
+        if equalizer is not None and axes == "space-time":
+            # Linear all the way: the spot itself is filtered, once.
+            for clip in self._clips:
+                clip[:] = equalizer.over_space(equalizer.along_time(clip, "constant"), "constant")
+
+    @classmethod
+    def fitted(cls, clips: Float32, axes: Axes, levels: float) -> Spot:
+        """With the equalizer that brings the spectra of its draws to the clips'.
+
+        Args:
+            clips: see the class.
+            axes: see the class.
+            levels: grey levels per model unit.
+        """
+        plain = cls(clips, axes)
+        chosen = np.linspace(0, len(clips) - 1, min(len(clips), FITTED_CLIPS)).round().astype(int)
+        shape = (clips.shape[1], clips.shape[2], clips.shape[3], clips.shape[4])
+        rng = np.random.default_rng(FITTED_SEED)
+        made = []
+        for _ in range(FITTED_DRAWS):
+            noise = rng.standard_normal(plain.noise_size(shape)).astype(np.float32)
+            clip = int(np.argmax(noise[: plain.count]))
+            made.append(luminance(plain.make(noise, shape) - plain._mean[clip]))
+        observed = [luminance(clips[i] - plain._mean[i]) for i in chosen]
+        return cls(clips, axes, fit(observed, made, levels))
 
     @property
     def count(self) -> int:
@@ -84,7 +119,14 @@ class Spot:
         See `gaussian`, and, along time alone, the module's text on colours.
         """
         clip = int(np.argmax(noise[: len(self._clips)]))
-        return self._coloured(self.gaussian(noise, shape, wrap=wrap), clip)
+        made = self._coloured(self.gaussian(noise, shape, wrap=wrap), clip)
+        if self.equalizer is None or self.axes == "space-time":
+            return made
+        made -= self._mean[clip]
+        made = self.equalizer.along_time(made, "wrap" if wrap[0] else "edge")
+        made = self.equalizer.over_space(made)
+        made += self._mean[clip]
+        return made
 
     def gaussian(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
         """Turn white noise into Gaussian noise with the mean and the covariance of a clip.
@@ -159,6 +201,8 @@ class Spot:
     def stream(self, draw: Callable[[int, int], Float32], shape: Shape) -> Iterator[Float32]:
         """First noise of a video without end, block by block.
 
+        Before its beginning the equalizer finds the first frame again, as in `make`.
+
         Args:
             draw: draw(b, size) gives the standard normal values of block b.
             shape: (C, T, H, W) of a block.
@@ -166,6 +210,25 @@ class Spot:
         Yields:
             (C, T, H, W), model units: blocks that follow each other without a seam.
         """
+        blocks = self._stream(draw, shape)
+        if self.equalizer is None or self.axes == "space-time":
+            for made, mean in blocks:
+                yield made + mean
+            return
+        reach, frames = self.equalizer.reach, shape[1]
+        made, mean = next(blocks)
+        held = np.concatenate([np.repeat(made[:, :1], reach, 1), made], 1)
+        while True:
+            while held.shape[1] < frames + 2 * reach:
+                held = np.concatenate([held, next(blocks)[0]], 1)
+            inner = self.equalizer.inner_frames(held[:, : frames + 2 * reach])
+            yield self.equalizer.over_space(inner) + mean
+            held = held[:, frames:]
+
+    def _stream(
+        self, draw: Callable[[int, int], Float32], shape: Shape
+    ) -> Iterator[tuple[Float32, Float32]]:
+        """Blocks before the equalizer, without their mean, and that mean."""
         count, before = len(self._clips), self._clips.shape[2] - 1
         # Noise of one frame: a value for each cell, or for each place of a torus of H and W.
         frame: tuple[int, ...] = (GRID * GRID,)
@@ -189,7 +252,7 @@ class Spot:
             else:
                 made = self._along_time(spot, noise.T, shape, loop=False)
             made += mean
-            yield self._coloured(made, clip)
+            yield self._coloured(made, clip) - mean, mean
 
     def _coloured(self, x: Float32, clip: int) -> Float32:
         """The colour that the clip has at each place at the rank of the value there."""

@@ -208,3 +208,77 @@ def test_given_known_values_the_mean_is_that_of_kriging() -> None:
     expected = still.ravel()[~at] + K[np.ix_(~at, at)] @ weights
     error = found.ravel()[~at] - expected
     assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((expected**2).mean())
+
+
+def a_scene(frames: int = 40) -> NDArray[np.float32]:
+    """Dark and bright shapes that drift: far from Gaussian, (1, 3, T, 24, 24), model units."""
+    t, y, x = np.mgrid[:frames, :24, :24]
+    wave = (
+        np.sin(0.21 * t + 0.3 * x) + np.sin(0.13 * t - 0.35 * y) + np.sin(0.29 * t + 0.2 * (x + y))
+    )
+    return np.tanh(3 * wave)[None, None].repeat(3, 1).astype(np.float32)
+
+
+def spectra_apart(spot: Spot, scene: NDArray[np.float32]) -> tuple[float, float]:
+    """Root mean square differences of power spectra along time and over space, dB."""
+    rng = np.random.default_rng(11)
+    shape = scene.shape[1:]
+    draws = [
+        spot.make(rng.standard_normal(spot.noise_size(shape)).astype(np.float32), shape)
+        for _ in range(4)
+    ]
+
+    def along(x: NDArray) -> NDArray:
+        window = np.hanning(x.shape[1] + 2)[1:-1, None, None]
+        return (np.abs(np.fft.rfft(x[0] * window, axis=0)) ** 2).mean((1, 2))[1:]
+
+    def over(x: NDArray) -> NDArray:
+        window = np.outer(np.hanning(26)[1:-1], np.hanning(26)[1:-1])
+        power = (np.abs(np.fft.rfft2(x[0] * window)) ** 2).mean(0)
+        return np.stack([power[1:12, 0], power[0, 1:12]])
+
+    mean = scene[0].mean(1, keepdims=True)
+    apart = []
+    for power in (along, over):
+        found = np.mean([power(draw - mean) for draw in draws], 0)
+        decibels = 10 * np.log10((found + 1e-3) / (power(scene[0] - mean) + 1e-3))
+        apart.append(float(np.sqrt((decibels**2).mean())))
+    return apart[0], apart[1]
+
+
+def test_the_equalizer_brings_the_spectra_to_the_clips() -> None:
+    scene = a_scene()
+    plain = spectra_apart(Spot(scene, "time"), scene)
+    fitted = spectra_apart(Spot.fitted(scene, "time", 60.0), scene)
+    assert plain[0] > 5 and plain[1] > 2  # steps in time, speckle in space
+    assert fitted[0] < 0.6 * plain[0] and fitted[1] < 0.8 * plain[1]
+
+
+def test_an_equalizer_leaves_what_stands_still() -> None:
+    scene = a_scene()
+    scene[:, :, :, :8] = np.linspace(0, 3, 24, dtype=np.float32)  # of no motion, but with edges
+    spot = Spot.fitted(scene, "time", 60.0)
+    made = spot.make(
+        np.random.default_rng(1).standard_normal(spot.noise_size((3, 40, 24, 24))).astype("f"),
+        (3, 40, 24, 24),
+    )
+    np.testing.assert_allclose(made[:, :, :2], scene[0, :, :, :2], atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [3, 16])
+def test_a_stream_is_equalized_without_seams(frames: int) -> None:
+    scene = a_scene()
+    spot, plain = Spot.fitted(scene, "time", 60.0), Spot(scene, "time")
+    assert spot.equalizer is not None
+
+    def stream(which: Spot) -> NDArray[np.float32]:
+        def draw(block: int, size: int) -> NDArray[np.float32]:
+            return standard_normal(size, seed=4, chain=block, step=0)
+
+        blocks = which.stream(draw, (3, frames, 24, 24))
+        return np.concatenate([next(blocks) for _ in range(60 // frames + 8)], 1)
+
+    mean = scene[0].mean(1, keepdims=True)
+    whole = spot.equalizer.over_space(spot.equalizer.along_time(stream(plain) - mean)) + mean
+    found = stream(spot)[:, :60]
+    np.testing.assert_allclose(found, whole[:, :60], atol=2e-5)

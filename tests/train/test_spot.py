@@ -36,9 +36,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("equalized", [False, True])
 @pytest.mark.parametrize(("axes", "clip", "shape"), CASES)
-def test_it_is_numpys(axes: Axes, clip: tuple, shape: Shape) -> None:
-    spot = Spot(clips(clip), axes)
+def test_it_is_numpys(axes: Axes, clip: tuple, shape: Shape, equalized: bool) -> None:
+    spot = Spot.fitted(clips(clip), axes, 50.0) if equalized else Spot(clips(clip), axes)
     ours = TorchSpot(spot, torch.device("cpu"))
     for seed in range(4):
         noise = np.random.default_rng(seed).standard_normal(spot.noise_size(shape))

@@ -96,9 +96,9 @@ class Observed:
         return chosen
 
     def spot(self, axes: Axes) -> Spot:
-        """Makes first noise with the clips' covariance."""
+        """Makes first noise with the clips' covariance and power spectra."""
         clips = [to_model(clip, self.mean, self.scale) for clip in self.spot_pixels()]
-        return Spot(np.stack(clips), axes)
+        return Spot.fitted(np.stack(clips), axes, self.scale)
 
 
 def read_observed(data: Data, pixels: Pixels, file: BinaryIO | None = None) -> Observed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,9 @@ class TorchSpot:
             least = np.float32(LEAST_DEVIATION)
             self._deviations = stacked([np.maximum(spot.deviation(i), least) for i in indices])
             self._weights = torch.from_numpy(luminance_weights(self._clips.shape[1])).to(device)
+            equalizer = spot.equalizer
+            self._taps = None if equalizer is None else stacked([equalizer.time])
+            self._kernel = None if equalizer is None else stacked([equalizer.space])
 
     def noise_size(self, shape: Shape) -> int:
         """See `Spot.noise_size`; a chain in training never goes round."""
@@ -63,7 +67,18 @@ class TorchSpot:
             return inside + mean
         made = self._along_time(spot, rest, shape)
         colours = self._colours.index_select(0, clip)[0]
-        return self._coloured(made, colours, self._deviations.index_select(0, clip)[0])
+        made = self._coloured(made, colours, self._deviations.index_select(0, clip)[0])
+        return made if self._taps is None else self._equalized(made - mean) + mean
+
+    def _equalized(self, x: Tensor) -> Tensor:
+        """See `stg_runtime.equalizer`; (C, T, H, W)."""
+        assert self._taps is not None and self._kernel is not None
+        (C, T, H, W), time, space = x.shape, self._taps.shape[1] // 2, self._kernel.shape[1] // 2
+        along = F.pad(x.reshape(C, 1, T, H * W), (0, 0, time, time), mode="replicate")
+        x = F.conv2d(along, self._taps.view(1, 1, -1, 1))
+        frames = F.pad(x.reshape(C * T, 1, H, W), (space,) * 4, mode="replicate")
+        made: Tensor = F.conv2d(frames, self._kernel[None]).reshape(C, T, H, W)
+        return made
 
     def _along_time(self, spot: Tensor, noise: Tensor, shape: Shape) -> Tensor:
         """Without the mean, (C, T, H, W)."""

@@ -42,6 +42,7 @@ def a_clip(shape: tuple, seed: int = 0) -> np.ndarray:
     return (np.exp(np.stack(waves))[None] * rng.uniform(0.5, 2, (M, 1, 1, 1, 1))).astype(np.float32)
 
 
+@pytest.mark.parametrize("equalized", [False, True])
 @pytest.mark.parametrize(
     ("axes", "clip", "shape", "wrap"),
     [
@@ -63,8 +64,10 @@ def test_it_is_the_processors(
     clip: tuple,
     shape: Shape,
     wrap: Wrap,
+    equalized: bool,
 ) -> None:
-    spot = Spot(a_clip(clip), axes)
+    plain, fitted = Spot(a_clip(clip), axes), Spot.fitted(a_clip(clip), axes, levels=50.0)
+    spot = fitted if equalized else plain
     numbers = [0, 1, 2**40]
     chains = DeviceChains(Spring(device), (3, *shape))
     started.append(chains)
@@ -134,7 +137,7 @@ def test_of_many_clips_the_oldest_leave(
 def test_memory_is_known_before_and_given_back(
     device: CudaDevice, axes: Axes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spot = Spot(a_clip((1, 3, 8, 30, 32)), axes)
+    spot = Spot.fitted(a_clip((1, 3, 8, 30, 32)), axes, levels=50.0)
     shape = (3, 8, 30, 32)
     free, _ = device.memory()
     chains = DeviceChains(Spring(device), (1, *shape))

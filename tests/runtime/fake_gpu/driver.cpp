@@ -172,6 +172,12 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
     if (gy != (colour ? along.T : along.channels * ((along.T + 7) / 8))) return 1;
     return enqueue(name.c_str(), [=] { colour ? host_colour(x, &along) : host_along(x, &along); });
   }
+  if (name == "stg_filter_time" || name == "stg_filter_space") {
+    Filter filter = *(Filter *)p[0];
+    bool space = name == "stg_filter_space";
+    if ((u64)gx * 256 < filter.H * filter.W || gy != filter.channels * filter.T) return 1;
+    return enqueue(name.c_str(), [=] { host_filter(&filter, space); });
+  }
   if (name == "stg_fourier") {
     Pass pass = *(Pass *)p[0];
     if ((u64)gx * 256 < pass.count) return 1;

@@ -385,6 +385,47 @@ STG_DEVICE void stg_colour_value(float *x, const Along *a, u32 t, u32 place) {
   }
 }
 
+// The equalizer's filters (stg_runtime.equalizer): along time, then over space.
+struct Filter {
+  const float *from; // (C, T, H, W)
+  float *to;         // the same shape, another place
+  const float *mean; // (C, H, W): taken away before the filter along time, added after the other
+  const float *taps; // (2 reach + 1), or that squared
+  u32 channels, T, H, W, reach, wrap;
+};
+
+STG_DEVICE u32 stg_within(int i, u32 n) { return i < 0 ? 0 : i < (int)n ? (u32)i : n - 1; }
+
+STG_DEVICE u32 stg_around(int i, u32 n) {
+  int rest = i % (int)n;
+  return (u32)(rest < 0 ? rest + (int)n : rest);
+}
+
+// `line`: channel and frame together.
+STG_DEVICE void stg_filter_time_value(const Filter *f, u32 line, u32 place) {
+  u32 area = f->H * f->W, c = line / f->T;
+  int t = (int)(line % f->T), reach = (int)f->reach;
+  float mean = f->mean[(u64)c * area + place], sum = 0.0f;
+  const float *from = f->from + (u64)c * f->T * area + place;
+  for (int i = -reach; i <= reach; ++i) {
+    u32 at = f->wrap ? stg_around(t + i, f->T) : stg_within(t + i, f->T);
+    sum = sum + f->taps[i + reach] * (from[(u64)at * area] - mean);
+  }
+  f->to[(u64)line * area + place] = sum;
+}
+
+STG_DEVICE void stg_filter_space_value(const Filter *f, u32 line, u32 place) {
+  u32 area = f->H * f->W, c = line / f->T;
+  int y = (int)(place / f->W), x = (int)(place % f->W), reach = (int)f->reach;
+  const float *from = f->from + (u64)line * area, *tap = f->taps;
+  float sum = 0.0f;
+  for (int i = -reach; i <= reach; ++i) {
+    const float *row = from + (u64)stg_within(y + i, f->H) * f->W;
+    for (int j = -reach; j <= reach; ++j) sum = sum + *tap++ * row[stg_within(x + j, f->W)];
+  }
+  f->to[(u64)line * area + place] = sum + f->mean[(u64)c * area + place];
+}
+
 // Along space and time: a Fourier transform of our own (Stockham), pass by pass, of any size.
 //
 // One pass with radix R over one axis of (outer, n, inner) complex numbers: butterfly j of a line
@@ -568,6 +609,16 @@ extern "C" __global__ void __launch_bounds__(256) stg_colour(float *x, Along a) 
   if (place < a.H * a.W) stg_colour_value(x, &a, blockIdx.y, place);
 }
 
+extern "C" __global__ void __launch_bounds__(256) stg_filter_time(Filter f) {
+  u32 place = blockIdx.x * blockDim.x + threadIdx.x;
+  if (place < f.H * f.W) stg_filter_time_value(&f, blockIdx.y, place);
+}
+
+extern "C" __global__ void __launch_bounds__(256) stg_filter_space(Filter f) {
+  u32 place = blockIdx.x * blockDim.x + threadIdx.x;
+  if (place < f.H * f.W) stg_filter_space_value(&f, blockIdx.y, place);
+}
+
 extern "C" __global__ void __launch_bounds__(256) stg_fourier(Pass p) {
   u32 index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index < p.count) stg_pass(&p, index);
@@ -632,6 +683,12 @@ extern "C" void host_along(float *x, const Along *a) {
   for (u32 c = 0; c < a->channels; ++c)
     for (u32 part = 0; part * 8 < a->T; ++part)
       for (u32 place = 0; place < a->H * a->W; ++place) stg_along_group(x, a, place, c, part);
+}
+
+extern "C" void host_filter(const Filter *f, u32 space) {
+  for (u32 line = 0; line < f->channels * f->T; ++line)
+    for (u32 place = 0; place < f->H * f->W; ++place)
+      space ? stg_filter_space_value(f, line, place) : stg_filter_time_value(f, line, place);
 }
 
 extern "C" void host_colour(float *x, const Along *a) {

@@ -37,6 +37,15 @@ class _Along(ctypes.Structure):
     )
 
 
+class _Filter(ctypes.Structure):
+    """`Filter` of langevin.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("source", "to", "mean", "taps")),
+        *((name, ctypes.c_uint32) for name in ("channels", "T", "H", "W", "reach", "wrap")),
+    )
+
+
 class _Pass(ctypes.Structure):
     """`Pass` of langevin.cu."""
 
@@ -62,7 +71,9 @@ def device_bytes(spot: Spot, shape: Shape, wrap: Wrap) -> int:
     """Device memory that a `DeviceSpot` takes, without what it keeps of further clips."""
     clip = 4 * math.prod(spot.clip(0)[1].shape)
     if spot.axes == "time":
-        return total([clip, clip, 4 * spot.noise_size(shape, wrap=wrap), *_still(clip, shape)])
+        made = 0 if spot.equalizer is None else 4 * math.prod(shape)
+        noise = 4 * spot.noise_size(shape, wrap=wrap)
+        return total([clip, clip, made, noise, *_still(clip, shape)])
     torus = 8 * math.prod(spot.torus(shape, wrap))
     return total([torus] * (3 + -(-shape[0] // 2)))
 
@@ -132,6 +143,10 @@ class DeviceSpot:
         self._length = length // GRID**2
         self._rows, self._columns = (self._uploaded(_corners(extent)) for extent in (H, W))
         self._weights = self._uploaded(luminance_weights(self._shape[0]))
+        if self.spot.equalizer is not None:
+            self._filtered = self._allocate(4 * math.prod(self._shape))
+            filters = (self.spot.equalizer.time, self.spot.equalizer.space)
+            self._taps = [self._uploaded(np.ascontiguousarray(taps)) for taps in filters]
 
     def _along_time(self, x: int, seed: int, number: int, clip: int) -> None:
         C, T, H, W = self._shape
@@ -143,6 +158,15 @@ class DeviceSpot:
         places = -(-H * W // THREADS)
         self._device.launch("stg_along", (places, C * -(-T // 8)), pointer(x), along)
         self._device.launch("stg_colour", (places, T), pointer(x), along)
+        equalizer = self.spot.equalizer
+        if equalizer is not None:
+            sizes = (C, T, H, W)
+            way, back = self._taps
+            time = _Filter(x, self._filtered, mean, way, *sizes, equalizer.reach, self.wrap[0])
+            self._device.launch("stg_filter_time", (places, C * T), time)
+            reach = len(equalizer.space) // 2
+            space = _Filter(self._filtered, x, mean, back, *sizes, reach, 0)
+            self._device.launch("stg_filter_space", (places, C * T), space)
 
     # --- along space and time
 
