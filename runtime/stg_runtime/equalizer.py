@@ -3,8 +3,9 @@
 Giving every place the colours of its clip (`stg_runtime.spot`) is not linear: it breaks slow
 changes into steps and smooth edges into speckle, so the result has more power at high frequencies
 than the clip. A filter along time and one over space, fitted once to some draws, take that away
-again. It is the amplitude adjustment of surrogate data, with the mean of many draws in place of each draw's own
-spectrum, so that chance stays.
+again. It is the amplitude adjustment of surrogate data, with the mean of many draws in place of
+each draw's own spectrum, so that chance stays; the geometric mean, as one draw's power at one
+frequency is mostly below the mean and now and then far above.
 
 Source: Schreiber, Schmitz, "Improved surrogate data for nonlinearity tests", PRL 77, 1996.
 """
@@ -26,6 +27,8 @@ REACH_FRAMES = 10
 REACH_PIXELS = 5
 # What a frequency may be multiplied by. Far more would raise what chance left out of a few draws.
 LEAST_GAIN, MOST_GAIN = 0.1, 2.0
+# How often both filters are fitted, each to what the other leaves.
+ROUNDS = 3
 # Power below rounding to grey levels, one twelfth of a squared level, is not compared.
 ROUNDING = 1 / 12
 
@@ -82,53 +85,64 @@ class Equalizer:
 def fit(clips: Sequence[Float32], made: Sequence[Float32], levels: float) -> Equalizer:
     """The filters that bring the power spectra of made videos to those of clips, in the mean.
 
+    Each filter also takes power from the other's spectrum, so both are fitted in turn, a few times.
+
     Args:
         clips: (T, H, W) each, deviations of the luminance from its mean, any unit.
         made: the same of made videos, of the clips' size.
         levels: grey levels per unit.
     """
     floor = ROUNDING / levels**2
-    frames = clips[0].shape[0]
+    frames, H, W = clips[0].shape
+    over_time = np.hanning(frames + 2)[1:-1]
+    over_space = np.outer(np.hanning(H + 2)[1:-1], np.hanning(W + 2)[1:-1])
+    wanted_time = _power_along_time(clips, over_time, floor)
+    wanted_space = _power_over_space(clips, over_space, floor)
+    gain_time, gain_space = np.ones_like(wanted_time), np.ones_like(wanted_space)
+    for _ in range(ROUNDS):
+        filtered = _apply(_taps(gain_time, gain_space, frames), made)
+        found = _power_over_space(filtered, over_space, floor)
+        gain_space = np.clip(gain_space * np.sqrt(wanted_space / found), LEAST_GAIN, MOST_GAIN)
+        # Last: the level is then that of all pixels, and not of those inside the other window.
+        filtered = _apply(_taps(gain_time, gain_space, frames), made)
+        found = _power_along_time(filtered, over_time, floor)
+        gain_time = np.clip(gain_time * np.sqrt(wanted_time / found), LEAST_GAIN, MOST_GAIN)
+    return _taps(gain_time, gain_space, frames)
+
+
+def _taps(gain_time: Float64, gain_space: Float64, frames: int) -> Equalizer:
+    """Filters with about these gains: (frames // 2 + 1,) along time, (H, W) over space."""
     reach = min(REACH_FRAMES, (frames - 1) // 2)
-    window = np.hanning(frames + 2)[1:-1]
-    wanted, found = (_power_along_time(videos, window) for videos in (clips, made))
-    gain = _gain(wanted, found, floor * float((window**2).sum()))
-    taps = np.roll(np.fft.irfft(gain, frames), reach)[: 2 * reach + 1]
-    time = (taps * np.hanning(2 * reach + 3)[1:-1]).astype(np.float32)
-    first = Equalizer(time, np.ones((1, 1), np.float32))
-    filtered = [first.along_time(video[None])[0] for video in made]
-
-    H, W = clips[0].shape[1:]
-    reach = min(REACH_PIXELS, (min(H, W) - 1) // 2)
-    window = np.outer(np.hanning(H + 2)[1:-1], np.hanning(W + 2)[1:-1])
-    wanted, found = (_rings(_power_over_space(videos, window)) for videos in (clips, filtered))
-    gain = _gain(wanted, found, floor * float((window**2).sum()))
-    taps = np.roll(np.fft.ifft2(gain).real, (reach, reach), (0, 1))
+    taps = np.roll(np.fft.irfft(gain_time, frames), reach)[: 2 * reach + 1]
+    time = taps * np.hanning(2 * reach + 3)[1:-1]
+    reach = min(REACH_PIXELS, (min(gain_space.shape) - 1) // 2)
+    plane = np.roll(np.fft.ifft2(gain_space).real, (reach, reach), (0, 1))
     around = np.hanning(2 * reach + 3)[1:-1]
-    space = taps[: 2 * reach + 1, : 2 * reach + 1] * np.outer(around, around)
-    return Equalizer(time, space.astype(np.float32))
+    space = plane[: 2 * reach + 1, : 2 * reach + 1] * np.outer(around, around)
+    return Equalizer(time.astype(np.float32), space.astype(np.float32))
 
 
-def _gain(wanted: Float64, found: Float64, floor: float) -> Float64:
-    gain = np.sqrt((wanted + floor) / (found + floor))
-    return cast(Float64, np.clip(gain, LEAST_GAIN, MOST_GAIN))
+def _apply(equalizer: Equalizer, videos: Sequence[Float32]) -> list[Float32]:
+    return [equalizer.over_space(equalizer.along_time(video[None]))[0] for video in videos]
 
 
-def _power_along_time(videos: Sequence[Float32], window: Float64) -> Float64:
-    """Mean over pixels and videos, (T // 2 + 1,)."""
-    total = np.zeros(len(window) // 2 + 1)
+def _power_along_time(videos: Sequence[Float32], window: Float64, floor: float) -> Float64:
+    """Mean over pixels; over videos the geometric mean, (T // 2 + 1,)."""
+    logs = np.zeros(len(window) // 2 + 1)
     for video in videos:
         windowed = (video - video.mean(0)) * window[:, None, None]
-        total += (np.abs(np.fft.rfft(windowed, axis=0)) ** 2).mean((1, 2))
-    return total / len(videos)
+        power = (np.abs(np.fft.rfft(windowed, axis=0)) ** 2).mean((1, 2))
+        logs += np.log(power + floor * (window**2).sum())
+    return cast(Float64, np.exp(logs / len(videos)))
 
 
-def _power_over_space(videos: Sequence[Float32], window: Float64) -> Float64:
-    """Mean over frames and videos, (H, W)."""
-    total = np.zeros(window.shape)
+def _power_over_space(videos: Sequence[Float32], window: Float64, floor: float) -> Float64:
+    """Mean over frames and rings of equal frequency; over videos the geometric mean, (H, W)."""
+    logs = np.zeros(window.shape)
     for video in videos:
-        total += (np.abs(np.fft.fft2(video * window)) ** 2).mean(0)
-    return total / len(videos)
+        power = _rings((np.abs(np.fft.fft2(video * window)) ** 2).mean(0))
+        logs += np.log(power + floor * (window**2).sum())
+    return cast(Float64, np.exp(logs / len(videos)))
 
 
 def _rings(power: Float64) -> Float64:
