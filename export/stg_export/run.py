@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from stg_export.onnx import export_energy_grad
 from stg_runtime.artifact import Axis, Metadata, Parity, Precision, Size, pack_mean_image, pack_spot
 from stg_runtime.errors import InputError
-from stg_train.descriptor import AXES, Descriptor, min_size, top_units
-from stg_train.run import load_energy, read_run_clips
+from stg_runtime.grids import FACTOR, check_scales
+from stg_train.checkpoint import Checkpoint
+from stg_train.descriptor import AXES, Descriptor, Energy, min_size, top_units
+from stg_train.observed import Observed
+from stg_train.run import CHECKPOINT, energy_of, load_energy, read_run_clips
 from stg_train.sample import lengths
 
 _AXES: Final[tuple[Axis, ...]] = ("T", "H", "W")
@@ -28,7 +32,7 @@ def export_run(
     lowering: str = "auto",
     overwrite: bool = False,
 ) -> Metadata:
-    """Export a run as one .onnx file.
+    """Export a run as one .onnx file; of multi-grid learning, all scales of it.
 
     Args:
         folder: that stg-train wrote.
@@ -50,6 +54,41 @@ def export_run(
         StgError: the file misses the parity check; nothing was written.
     """
     energy, checkpoint = load_energy(folder)
+    observed = None
+    if checkpoint.recipe.langevin.first_noise != "white":
+        observed = read_run_clips(folder, checkpoint)
+    return _export_scale(
+        folder,
+        energy,
+        checkpoint,
+        observed,
+        path,
+        frames=frames,
+        size=size,
+        static=static,
+        overwrite=overwrite,
+        precision=precision,
+        opset=opset,
+        lowering=lowering,
+    )
+
+
+def _export_scale(
+    folder: Path,
+    energy: Energy,
+    checkpoint: Checkpoint,
+    observed: Observed | None,
+    path: Path,
+    *,
+    frames: int | None,
+    size: tuple[int, int] | None,
+    static: bool,
+    overwrite: bool,
+    precision: Precision,
+    opset: int,
+    lowering: str,
+) -> Metadata:
+    """Export one scale and, inside of its file, the coarser ones; see `export_run`."""
     recipe = checkpoint.recipe
     trained = (recipe.data.trained_frames, *recipe.data.size)
     descriptor = energy.descriptor
@@ -90,9 +129,7 @@ def export_run(
     least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
-    spot = None
-    if recipe.langevin.first_noise != "white":
-        spot = read_run_clips(folder, checkpoint).spot_pixels()
+    spot = None if observed is None else observed.spot_pixels()
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
@@ -126,10 +163,31 @@ def export_run(
                 lowering=used,
                 versions=checkpoint.versions | _versions(),
                 parity=parity,
+                scales=recipe.scales,
             )
         )
         return made[0]
 
+    coarser = None
+    if checkpoint.coarser is not None:
+        check_scales(recipe.scales, wanted[1:], "--size")
+        with tempfile.TemporaryDirectory(prefix="stg-export-") as temporary:
+            inner = Path(temporary) / f"{path.stem}-{recipe.scales - 1}.onnx"
+            _export_scale(
+                folder,
+                energy_of(checkpoint.coarser, folder / CHECKPOINT),
+                checkpoint.coarser,
+                None if observed is None else observed.halved(recipe.pixels),
+                inner,
+                frames=frames,
+                size=(wanted[1] // FACTOR, wanted[2] // FACTOR),
+                static=static,
+                overwrite=False,
+                precision=precision,
+                opset=opset,
+                lowering=lowering,
+            )
+            coarser = inner.read_bytes()
     export_energy_grad(
         energy,
         path,
@@ -141,6 +199,7 @@ def export_run(
         lowering=lowering,
         metadata=metadata,
         gradient_scale=recipe.langevin.reference_std**2,
+        coarser=coarser,
         overwrite=overwrite,
     )
     return made[0]

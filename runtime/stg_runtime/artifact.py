@@ -116,6 +116,8 @@ class Metadata(_Strict):
         lowering: how the graph computes the network ("none": as written).
         versions: of stg, torch and the other tools that made the file.
         parity: comparisons with float64 autograd made before the file was kept.
+        scales: of a multi-grid model, this one included; the coarser ones are in the file, see
+            `stg_runtime.grids`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -147,6 +149,7 @@ class Metadata(_Strict):
     lowering: str
     versions: dict[str, str]
     parity: tuple[Parity, ...]
+    scales: Annotated[int, Field(ge=1, le=6)] = 1
 
     @property
     def channels(self) -> int:

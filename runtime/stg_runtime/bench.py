@@ -115,6 +115,8 @@ def measure(
         copy = copy_rate_host()
         matmul = matmul_rate_host(backend.threads)
         memory = peak_memory_mib()
+        if metadata.scales > 1:
+            note = f"of the finest of {metadata.scales} scales alone"
     step, gradient, update = times
     flop = shape[0] * count_flop(path, (1, *shape[1:]), metadata)
     moved = UPDATE_BYTES * math.prod(shape)

@@ -13,8 +13,17 @@ from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.footage import Footage, begin
+from stg_runtime.grids import (
+    FACTOR,
+    check_scales,
+    coarser_seed,
+    refine,
+    refuse_scales,
+    to_finer,
+)
 from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
+from stg_runtime.pyramid import Pyramid
 from stg_runtime.spot import Wrap, first_noise
 from stg_runtime.video import to_pixels
 from stg_runtime.windows import Windowed, check_period
@@ -86,6 +95,9 @@ def plan(
     if not 0 <= seed < 2**64:
         raise InputError(f"--seed {seed}: from 0 to {2**64 - 1}")
     height, width = size or (metadata.size.height, metadata.size.width)
+    check_scales(metadata.scales, (height, width), "--size")
+    if any(context):
+        refuse_scales(metadata.scales, "--between")
     want = (frames if frames is not None else metadata.size.frames, height, width)
     periodic: tuple[Axis, ...] = (*(("T",) if loop else ()), *(("H", "W") if tile else ()))
     margin = 0 if loop or any(context) else metadata.margin_frames
@@ -125,6 +137,32 @@ def plan(
     )
 
 
+def coarser_plan(metadata: Metadata, job: Plan) -> Plan:
+    """The walk of the next coarser scale that a plan's walk starts from.
+
+    Args:
+        metadata: of the coarser scale.
+        job: of the finer one.
+
+    Raises:
+        InputError: see `plan`.
+    """
+    found = plan(
+        metadata,
+        frames=job.size.frames,
+        size=(job.size.height // FACTOR, job.size.width // FACTOR),
+        n_steps=job.n_steps,
+        seed=coarser_seed(job.seed),
+        loop="T" in job.periodic,
+        tile="H" in job.periodic,
+    )
+    if found.graph[2] != job.graph[2]:
+        raise InputError(
+            f"its scales walk {job.graph[2]} and {found.graph[2]} frames; export the run again"
+        )
+    return found
+
+
 def _way_out(metadata: Metadata, axis: str) -> str:
     if not metadata.free_axes:
         return "export the run again without --static"
@@ -155,6 +193,30 @@ def fitted_chains(
     Raises:
         InputError: it does not fit, or the device cannot do what is asked.
     """
+    if backend.coarser is not None:
+        inner = coarser_plan(backend.coarser.metadata, job)
+        coarser = fitted_chains(
+            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces
+        )
+        held += (2 * 4 + 1) * math.prod(coarser.shape)
+        return Pyramid(
+            _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces),
+            coarser,
+            backend.coarser.metadata,
+        )
+    return _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces)
+
+
+def _fitted(
+    backend: Backend,
+    job: Plan,
+    *,
+    count: int,
+    limit: int | None,
+    held: float,
+    pieces: tuple[int, int, int] | None,
+) -> Chains:
+    """Room for the chains of one scale; see `fitted_chains`."""
     shape = (count, *job.graph[1:])
     if not isinstance(backend, HostGradient):
         if job.periodic:
@@ -253,9 +315,7 @@ def synthesize_together(
         DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
-    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
-    if metadata.spot_noise is not None:
-        chains.write(_spot_noise(metadata, job, numbers))
+    start(chains, metadata, job, numbers)
     first = 1 if footage is None else begin(chains, metadata, footage, job.n_steps)
     walk(chains, metadata, job, numbers=numbers, first=first, progress=progress)
     x = chains.read()
@@ -264,6 +324,32 @@ def synthesize_together(
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
     return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+
+
+def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int]) -> None:
+    """Bring chains to where their walk starts: first noise, or what the coarser scales made.
+
+    Raises:
+        DivergenceError: a coarser scale's energy or result is not finite.
+    """
+    spot = None if metadata.spot_noise is None else _spot_noise(metadata, job, numbers)
+    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
+    if metadata.scales > 1:
+        assert isinstance(chains, Pyramid), "chains of several scales come from `fitted_chains`"
+        there = chains.coarser_metadata
+        inner = coarser_plan(there, job)
+        start(chains.coarser, there, inner, numbers)
+        walk(chains.coarser, there, inner, numbers=numbers)
+        made = to_finer(
+            chains.coarser.read(),
+            there.mean(),
+            there.pixel_scale,
+            metadata.mean(),
+            metadata.pixel_scale,
+        )
+        chains.write(refine(spot, made, job.wrap))
+    elif spot is not None:
+        chains.write(spot)
 
 
 def _spot_noise(metadata: Metadata, job: Plan, numbers: Sequence[int]) -> Float32:

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_write_text
+from stg_runtime.grids import FACTOR, check_scales, coarser_seed
 from stg_train.descriptor import ConvSpec
 
 Scale = Literal["small", "paper"]
-Regime = Literal["short-run", "persistent", "rejuvenated"]
+Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid"]
 
 _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -174,7 +175,10 @@ class Learning(_Section):
             synthesizes from noise in the same number of steps; "persistent" carries them on, as the
             paper does, and the model then describes its chains but seldom synthesizes from noise;
             "rejuvenated" carries each on but restarts it with probability `restart`: the model then
-            synthesizes from noise, in n_steps and in several times as many.
+            synthesizes from noise, in n_steps and in several times as many. "multi-grid" learns
+            several scales at once, each with an energy of its own; the coarsest starts from noise
+            at every update, each other from the coarser one's result; see `stg_runtime.grids`.
+        scales: of multi-grid learning, each half as high and wide as the next; 1 is short-run.
         restart: probability that a rejuvenated chain restarts from noise at an update.
         updates: of the parameters.
         learning_rate: Adam's, for weights; see `rate`.
@@ -192,6 +196,7 @@ class Learning(_Section):
     """
 
     regime: Regime = "short-run"
+    scales: Annotated[int, Field(ge=1, le=6)] = 3
     restart: Annotated[float, Field(gt=0, le=1)] = 0.3
     updates: _Count
     learning_rate: _Positive
@@ -309,6 +314,38 @@ class Recipe(_Section):
                 f"{len(self.network.layers) - 1} layers are to be added"
             )
         return self
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Recipe:
+        if self.learning.regime == "multi-grid":
+            if self.data.mask is not None:
+                raise ValueError(
+                    'learning.regime = "multi-grid" learns from whole clips; leave --mask out, or '
+                    "choose another --regime"
+                )
+            try:
+                check_scales(self.learning.scales, self.data.size, "--size")
+            except InputError as error:
+                raise ValueError(f"{error}, or learning.scales smaller") from None
+        return self
+
+    @property
+    def scales(self) -> int:
+        """Scales of the model, this one and those coarser than it."""
+        return self.learning.scales if self.learning.regime == "multi-grid" else 1
+
+    def coarser(self) -> Recipe | None:
+        """The recipe of the next coarser scale of multi-grid learning; None for the coarsest."""
+        if self.scales == 1:
+            return None
+        size = (self.data.size[0] // FACTOR, self.data.size[1] // FACTOR)
+        return self.model_copy(
+            update={
+                "seed": coarser_seed(self.seed, 63),
+                "data": self.data.model_copy(update={"size": size}),
+                "learning": self.learning.model_copy(update={"scales": self.learning.scales - 1}),
+            }
+        )
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back to the same recipe."""
