@@ -234,7 +234,7 @@ def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
         "recipe": metadata.recipe,
         "makes": f"{metadata.size} (frames x height x width) at {metadata.fps:g} frames/s",
         "free sizes": ", ".join(free) if free else "none",
-        "smallest": _smallest(metadata.min_size, metadata.margin_frames),
+        "smallest": _smallest(metadata),
         "steps": f"{metadata.n_steps} of size {metadata.step_size:g}, a = {a:.3g}",
         "reference": f"standard deviation {metadata.reference_std:g}",
         "first noise": f"standard deviation {metadata.init_std:g}",
@@ -248,8 +248,10 @@ def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
     _table(rows)
 
 
-def _smallest(size: Any, margin: int) -> str:
-    return f"{max(1, size.frames - 2 * margin)}x{size.height}x{size.width}"
+def _smallest(metadata: Any) -> str:
+    size, frames, edge = metadata.min_size, metadata.margin_frames, metadata.margin_size
+    sides = ((size.frames, frames), (size.height, edge), (size.width, edge))
+    return "x".join(str(max(1, least - 2 * margin)) for least, margin in sides)
 
 
 def _levels(metadata: Any) -> str:

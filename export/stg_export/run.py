@@ -38,7 +38,7 @@ def export_run(
         folder: that stg-train wrote.
         path: the .onnx file.
         precision: see `export_energy_grad`.
-        static: fix the size, (1, C, frames + 2 * margin, H, W). Off: the number of videos, their
+        static: fix the size, (1, C, T, H, W) with the margins. Off: the number of videos, their
             length and, where the network allows, their height and width stay open.
         frames: length of a synthesized video; the training clips' by default.
         size: (H, W) of a synthesized video, pixels; the training clips' by default.
@@ -90,7 +90,7 @@ def _export_scale(
 ) -> Metadata:
     """Export one scale and, inside of its file, the coarser ones; see `export_run`."""
     recipe = checkpoint.recipe
-    trained = (recipe.data.trained_frames, *recipe.data.size)
+    trained = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Descriptor)
     # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
@@ -102,6 +102,7 @@ def _export_scale(
     )
     length, margin = lengths(recipe, descriptor)
     wanted = (frames or length, *(size or recipe.data.size))
+    margins = (margin, recipe.output.margin_size, recipe.output.margin_size)
     layers = recipe.network.specs()[: descriptor.depth]
     smallest = [
         least if axis in free else fixed
@@ -109,7 +110,7 @@ def _export_scale(
     ]
     graph = []
     for axis, name in enumerate(_AXES):
-        needed = wanted[axis] + (2 * margin if name == "T" else 0)
+        needed = wanted[axis] + 2 * margins[axis]
         if name not in free and needed != trained[axis]:
             if (frames, size)[min(axis, 1)] is not None:
                 raise InputError(
@@ -148,8 +149,13 @@ def _export_scale(
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
                 mean_per_frame=checkpoint.mean.ndim == 4,
                 pixel_scale=checkpoint.scale,
-                size=Size(frames=graph[0] - 2 * margin, height=graph[1], width=graph[2]),
+                size=Size(
+                    frames=graph[0] - 2 * margins[0],
+                    height=graph[1] - 2 * margins[1],
+                    width=graph[2] - 2 * margins[2],
+                ),
                 margin_frames=margin,
+                margin_size=recipe.output.margin_size,
                 fps=checkpoint.fps,
                 free_axes=free_axes,
                 graph_size=graph_size,

@@ -101,6 +101,7 @@ class Metadata(_Strict):
         pixel_scale: grey levels per model unit.
         size: default size of a synthesized video, after the margins are cut.
         margin_frames: frames synthesized beyond each end and cut, because the network pads there.
+        margin_size: the same in space, pixels beyond each edge.
         fps: frames per second of the training clip.
         free_axes: axes whose size the graph leaves open; the others are fixed at `graph_size`.
         graph_size: what the graph takes on its fixed axes (margins included).
@@ -149,6 +150,7 @@ class Metadata(_Strict):
     lowering: str
     versions: dict[str, str]
     parity: tuple[Parity, ...]
+    margin_size: _Natural = 0
     scales: Annotated[int, Field(ge=1, le=6)] = 1
 
     @property

@@ -25,7 +25,7 @@ from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
 from stg_runtime.pyramid import Pyramid
 from stg_runtime.spot import Wrap, first_noise
-from stg_runtime.video import to_pixels
+from stg_runtime.video import cut_edges, to_pixels
 from stg_runtime.windows import Windowed, check_period
 
 Progress = Callable[[int, float], None]
@@ -43,6 +43,7 @@ class Plan:
         n_steps: Langevin steps.
         seed: of the noise.
         margin: frames cut at each end.
+        margin_size: pixels cut at each edge.
         periodic: axes that go round.
         context: frames of given video at the beginning and the end of the walk, cut too.
     """
@@ -54,6 +55,7 @@ class Plan:
     margin: int
     periodic: tuple[Axis, ...] = ()
     context: tuple[int, int] = (0, 0)
+    margin_size: int = 0
 
     @property
     def wrap(self) -> Wrap:
@@ -98,6 +100,12 @@ def plan(
     check_scales(metadata.scales, (height, width), "--size")
     if any(context):
         refuse_scales(metadata.scales, "--between")
+        if metadata.margin_size:
+            raise InputError(
+                "--between: not for models that cut a margin in space (output.margin_size of the "
+                "recipe): the given clips say nothing of what lies beyond their edges"
+            )
+    edge = 0 if tile else metadata.margin_size
     want = (frames if frames is not None else metadata.size.frames, height, width)
     periodic: tuple[Axis, ...] = (*(("T",) if loop else ()), *(("H", "W") if tile else ()))
     margin = 0 if loop or any(context) else metadata.margin_frames
@@ -111,8 +119,22 @@ def plan(
             metadata.min_size.frames,
             2 * margin + sum(context),
         ),
-        ("H", "--size height", want[1], metadata.graph_size.height, metadata.min_size.height, 0),
-        ("W", "--size width", want[2], metadata.graph_size.width, metadata.min_size.width, 0),
+        (
+            "H",
+            "--size height",
+            want[1],
+            metadata.graph_size.height,
+            metadata.min_size.height,
+            2 * edge,
+        ),
+        (
+            "W",
+            "--size width",
+            want[2],
+            metadata.graph_size.width,
+            metadata.min_size.width,
+            2 * edge,
+        ),
     ):
         if axis in periodic:
             check_period(metadata, axis, asked, "--loop" if axis == "T" else f"--tile, {axis}")
@@ -134,6 +156,7 @@ def plan(
         margin=margin,
         periodic=periodic,
         context=context,
+        margin_size=edge,
     )
 
 
@@ -156,9 +179,10 @@ def coarser_plan(metadata: Metadata, job: Plan) -> Plan:
         loop="T" in job.periodic,
         tile="H" in job.periodic,
     )
-    if found.graph[2] != job.graph[2]:
+    if found.graph[2:] != (job.graph[2], job.graph[3] // FACTOR, job.graph[4] // FACTOR):
         raise InputError(
-            f"its scales walk {job.graph[2]} and {found.graph[2]} frames; export the run again"
+            f"its scales walk {job.graph[2:]} and {found.graph[2:]} (frames, height, width); "
+            "export the run again"
         )
     return found
 
@@ -323,7 +347,8 @@ def synthesize_together(
     mean = metadata.mean()
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
-    return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+    videos = [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+    return [cut_edges(video, job.margin_size) for video in videos]
 
 
 def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int]) -> None:

@@ -101,7 +101,7 @@ class Kept:
 
 def build_energy(recipe: Recipe, channels: int) -> Energy:
     """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
-    size = (recipe.data.trained_frames, *recipe.data.size)
+    size = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = Descriptor(recipe.network.specs(), channels, size)
     generator = torch.Generator().manual_seed(recipe.seed)
     if recipe.network.init == "he":
@@ -261,7 +261,7 @@ class Learner:
             noise.count,
             channels,
             self.recipe.data.trained_frames,
-            *self.recipe.data.size,
+            *self.recipe.data.trained_size,
         )
         x = torch.empty(shape, device=self.device, memory_format=self._layout)
         if self.coarser is not None:
@@ -340,6 +340,18 @@ class Learner:
         x = self.observed.windows(
             [clips[i] for i in mine], [starts[i] for i in mine], data.trained_frames
         )
+        if data.window_size is not None:
+            height, width = data.window_size
+            tops, lefts = (
+                torch.randint(whole - part + 1, (len(clips),), generator=self.choice).tolist()
+                for whole, part in zip(data.size, data.window_size, strict=True)
+            )
+            x = torch.stack(
+                [
+                    video[..., tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]
+                    for video, i in zip(x, mine, strict=True)
+                ]
+            )
         return x.to(self.device, memory_format=self._layout), len(clips)
 
     def _recovered_windows(self, clips: list[int], last: int) -> Tensor:

@@ -51,6 +51,8 @@ class Data(_Section):
         crop: (x, y, width, height) cut out before resizing, pixels of the source.
         window: frames of the random window that an update sees; a longer clip than the window
             keeps the network from using the ends as a clock. None: all frames.
+        window_size: (H, W) of the random window in space that an update sees, pixels: larger clips
+            than it keep a network that is free in space from using the edges as a map. None: all.
         batch: clips per update, drawn without replacement; all when there are fewer.
         allow_cuts: learn from clips of several shots; otherwise a cut is refused.
     """
@@ -64,6 +66,7 @@ class Data(_Section):
     start: _NonNegativeInt = 0
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
+    window_size: tuple[_Count, _Count] | None = None
     batch: _Count = 8
     windows: _Count | None = None
     align: bool = False
@@ -79,6 +82,14 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Data:
+        if self.window_size is not None:
+            if self.window_size[0] > self.size[0] or self.window_size[1] > self.size[1]:
+                raise ValueError(
+                    f"window_size {self.window_size[0]}x{self.window_size[1]} is larger than the "
+                    f"clip's {self.size[0]}x{self.size[1]} pixels"
+                )
+            if self.mask is not None:
+                raise ValueError("window_size needs whole clips; leave it or --mask out")
         if self.window is not None and self.window > self.frames:
             raise ValueError(f"window {self.window} is longer than the clip's {self.frames} frames")
         return self
@@ -87,6 +98,11 @@ class Data(_Section):
     def trained_frames(self) -> int:
         """Frames of one training window."""
         return self.window or self.frames
+
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """(H, W) of one training window, pixels."""
+        return self.window_size or self.size
 
 
 class Layer(_Section):
@@ -103,20 +119,40 @@ class Network(_Section):
 
     Attributes:
         layers: convolutions, bottom first.
+        padding: "zeros" pads every layer as it says. "valid" pads none along axes that no "full"
+            layer covers: there the network sees nothing but video, and nothing tells it where the
+            ends and edges are. Values near them are then seen by fewer units, so a margin is
+            synthesized and cut (`output.margin_frames`, `output.margin_size`): receptive field less
+            stride is enough.
         init: "he" for sqrt(2 / fan_in), "normal" for one `init_std` everywhere (the paper's code).
         init_std: standard deviation for init = "normal".
     """
 
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    padding: Literal["zeros", "valid"] = "zeros"
     init: Literal["he", "normal"] = "he"
     init_std: _Positive = 0.001
 
     def specs(self) -> list[ConvSpec]:
         """The layers as the descriptor takes them."""
+        pads = [self.padding == "zeros" or not self.is_free(axis) for axis in range(3)]
         return [
-            ConvSpec(layer.filters, layer.kernel, layer.stride, layer.padding)
+            ConvSpec(
+                layer.filters,
+                layer.kernel,
+                layer.stride,
+                (
+                    layer.padding[0] * pads[0],
+                    layer.padding[1] * pads[1],
+                    layer.padding[2] * pads[2],
+                ),
+            )
             for layer in self.layers
         ]
+
+    def is_free(self, axis: int) -> bool:
+        """Is no layer "full" along an axis: 0, 1, 2 for T, H, W?"""
+        return all(layer.kernel[axis] != "full" for layer in self.layers)
 
 
 class Pixels(_Section):
@@ -239,11 +275,13 @@ class Output(_Section):
         margin_frames: frames synthesized beyond each end of a video and cut, because zero padding
             in time makes the ends pale; about the receptive field's reach. A network that is full
             in time has a fixed length, and a video is shorter than the clips by the margins.
+        margin_size: the same in space, pixels beyond each edge, for networks that are free there.
         checkpoint_every: updates between checkpoints.
         sheet_every: updates between contact sheets and videos of the chains.
     """
 
     margin_frames: _NonNegativeInt = 4
+    margin_size: _NonNegativeInt = 0
     checkpoint_every: _Count = 50
     sheet_every: _Count = 50
 
@@ -316,6 +354,22 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _free_in_space(self) -> Recipe:
+        free = self.network.is_free(1) and self.network.is_free(2)
+        if free and self.pixels.mean == "channel":
+            return self
+        for key, given in (
+            ("data.window_size", self.data.window_size is not None),
+            ("output.margin_size", self.output.margin_size > 0),
+        ):
+            if given:
+                raise ValueError(
+                    f'{key} is for textures alike everywhere: it needs pixels.mean = "channel" and '
+                    "no spatially full layer (recipe st)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _scales_fit(self) -> Recipe:
         if self.learning.regime == "multi-grid":
             if self.data.mask is not None:
@@ -324,7 +378,10 @@ class Recipe(_Section):
                     "choose another --regime"
                 )
             try:
-                check_scales(self.learning.scales, self.data.size, "--size")
+                scales = self.learning.scales
+                check_scales(scales, self.data.size, "--size")
+                check_scales(scales, self.data.trained_size, "data.window_size")
+                check_scales(scales, (self.output.margin_size,), "output.margin_size")
             except InputError as error:
                 raise ValueError(f"{error}, or learning.scales smaller") from None
         return self
@@ -338,11 +395,17 @@ class Recipe(_Section):
         """The recipe of the next coarser scale of multi-grid learning; None for the coarsest."""
         if self.scales == 1:
             return None
-        size = (self.data.size[0] // FACTOR, self.data.size[1] // FACTOR)
+        size, window = (
+            None if extent is None else (extent[0] // FACTOR, extent[1] // FACTOR)
+            for extent in (self.data.size, self.data.window_size)
+        )
         return self.model_copy(
             update={
                 "seed": coarser_seed(self.seed, 63),
-                "data": self.data.model_copy(update={"size": size}),
+                "data": self.data.model_copy(update={"size": size, "window_size": window}),
+                "output": self.output.model_copy(
+                    update={"margin_size": self.output.margin_size // FACTOR}
+                ),
                 "learning": self.learning.model_copy(update={"scales": self.learning.scales - 1}),
             }
         )

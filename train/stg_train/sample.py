@@ -15,7 +15,7 @@ from stg_runtime.errors import DivergenceError
 from stg_runtime.grids import coarser_seed, refine
 from stg_runtime.langevin import standard_normal
 from stg_runtime.spot import first_noise
-from stg_runtime.video import to_pixels
+from stg_runtime.video import cut_edges, to_pixels
 from stg_train.chains import walk
 from stg_train.descriptor import Descriptor
 from stg_train.learn import Learner, depth_at
@@ -90,6 +90,7 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
                         f"{langevin.step_size:g})"
                     )
                 last = _pixels(learner, x[0])[margin : margin + frames]  # (T, H, W, C)
+                last = cut_edges(last, recipe.output.margin_size)
                 if chain == 0:
                     times = np.linspace(0, frames - 1, PATH_FRAMES).round().astype(int)
                     path.append(last[times])
@@ -114,7 +115,8 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
     recipe, device = learner.recipe, learner.device
     langevin = recipe.langevin
     frames, margin = lengths(recipe, learner.descriptor)
-    shape = (1, learner.observed.pixels.shape[-1], frames + 2 * margin, *recipe.data.size)
+    height, width = (extent + 2 * recipe.output.margin_size for extent in recipe.data.size)
+    shape = (1, learner.observed.pixels.shape[-1], frames + 2 * margin, height, width)
 
     def noise(step: int) -> Tensor:
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
