@@ -108,6 +108,12 @@ def run(recipe: Recipe, observed: Observed, budget: float) -> tuple[dict[str, An
     return cell, videos
 
 
+def _short(value: float, digits: int) -> str:
+    """`.93` for 0.93."""
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
 def table(result: dict[str, Any]) -> None:
     """The figures as a table of Markdown."""
     print("| clip | regime, first noise | updates | " + " | ".join(text for _, text in KEYS) + " |")
@@ -116,10 +122,9 @@ def table(result: dict[str, Any]) -> None:
         for name, cell in rows.items():
             figures = ["failed", *[""] * (len(KEYS) - 1)]
             if "videos" in cell:
+                digits = {key: 3 if key == "feature_distance" else 2 for key, _ in KEYS}
                 figures = [
-                    ", ".join(f"{video[key]:.2f}".replace("0.", ".") for video in cell["videos"])
-                    if key != "feature_distance"
-                    else ", ".join(f"{video[key]:.3f}"[1:] for video in cell["videos"])
+                    ", ".join(_short(video[key], digits[key]) for video in cell["videos"])
                     for key, _ in KEYS
                 ]
             print(f"| {clip} | {name} | {cell['updates']} | " + " | ".join(figures) + " |")
