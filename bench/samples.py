@@ -20,7 +20,7 @@ from stg_runtime.backends import open_backend
 from stg_runtime.contact_sheet import contact_sheet, save_image
 from stg_runtime.doctor import processor, version
 from stg_runtime.measures import compare
-from stg_runtime.synthesize import plan, synthesize
+from stg_runtime.synthesize import fitted_chains, plan, synthesize
 from stg_runtime.threads import usable_threads
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         for seed in options.seeds:
             job = plan(backend.metadata, n_steps=steps, seed=seed)
             began = time.perf_counter()
-            made.append(synthesize(backend.chains(job.graph), backend.metadata, job, number=0))
+            made.append(synthesize(fitted_chains(backend, job), backend.metadata, job, number=0))
             seconds = time.perf_counter() - began
             rows[f"K {steps}, seed {seed}"] = {"seconds": seconds}
             videos[f"K {steps}, seed {seed}"] = made[-1]

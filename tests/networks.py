@@ -28,6 +28,7 @@ class Network:
 
     description = "torch"
     threads = 1
+    coarser = None
 
     def __init__(self, layers: tuple[ConvSpec, ...], free: str = "NTHW", channels: int = 1) -> None:
         descriptor = Descriptor(layers, channels, (64, 64, 64))
@@ -45,6 +46,7 @@ class Network:
             min_size=SimpleNamespace(frames=least[0], height=least[1], width=least[2]),
             recipe="test",
             spot_noise=None,
+            scales=1,
         )
         self.sizes: list[int] = []
 

@@ -216,11 +216,16 @@ def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
 
     Example: stg-run info fire.onnx
     """
-    from stg_runtime.backends.onnxruntime_cpu import open_session
+    from stg_runtime.backends.onnxruntime_cpu import read_scales
 
-    _, metadata = open_session(model, 1, optimize=False)
+    metadata, *coarser = read_scales(model)
     if as_json:
-        print_json(metadata.model_dump(mode="json", exclude={"mean_image", "spot"}))
+        value = metadata.model_dump(mode="json", exclude={"mean_image", "spot"})
+        if coarser:
+            value["coarser"] = [
+                scale.model_dump(mode="json", exclude={"mean_image", "spot"}) for scale in coarser
+            ]
+        print_json(value)
         return
     free = [axis for axis in "NTHW" if axis in metadata.free_axes]
     a = metadata.step_size**2 / (2 * metadata.reference_std**2)
@@ -229,26 +234,33 @@ def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
         "recipe": metadata.recipe,
         "makes": f"{metadata.size} (frames x height x width) at {metadata.fps:g} frames/s",
         "free sizes": ", ".join(free) if free else "none",
-        "smallest": _smallest(metadata.min_size, metadata.margin_frames),
+        "smallest": _smallest(metadata),
         "steps": f"{metadata.n_steps} of size {metadata.step_size:g}, a = {a:.3g}",
         "reference": f"standard deviation {metadata.reference_std:g}",
         "first noise": f"standard deviation {metadata.init_std:g}",
         "pixels": f"(grey level - {_levels(metadata)}) / {metadata.pixel_scale:.4g}",
         "precision": f"{metadata.precision}, opset {metadata.opset}, lowering {metadata.lowering}",
         "parity": _parity(metadata.parity),
+        **({"coarser scales": "; ".join(_scale(scale) for scale in coarser)} if coarser else {}),
         "clips": ", ".join(clip[:12] for clip in metadata.clips),
         "versions": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
     _table(rows)
 
 
-def _smallest(size: Any, margin: int) -> str:
-    return f"{max(1, size.frames - 2 * margin)}x{size.height}x{size.width}"
+def _smallest(metadata: Any) -> str:
+    size, frames, edge = metadata.min_size, metadata.margin_frames, metadata.margin_size
+    sides = ((size.frames, frames), (size.height, edge), (size.width, edge))
+    return "x".join(str(max(1, least - 2 * margin)) for least, margin in sides)
 
 
 def _levels(metadata: Any) -> str:
     mean = "(" + ", ".join(f"{value:.1f}" for value in metadata.pixel_mean) + ")"
     return mean if metadata.mean_image is None else f"mean image around {mean}"
+
+
+def _scale(metadata: Any) -> str:
+    return f"{metadata.size}, {_parity(metadata.parity)}"
 
 
 def _parity(parity: tuple[Any, ...]) -> str:

@@ -27,7 +27,7 @@ from stg_runtime.synthesize import (
     plan,
     synthesize_together,
 )
-from stg_runtime.video import Frames, tile
+from stg_runtime.video import Frames, cut_edges, tile
 from stg_runtime.video_write import check_stream, check_video_output, open_stream, write_video
 from stg_runtime.windows import Windowed
 
@@ -203,7 +203,7 @@ def _prepare(request: Request, backend: Backend) -> tuple[Plan, Footage | None]:
     job = plan(metadata, frames=request.frames, **asked)
     if request.init is None:
         return job, None
-    init = read_init(request.init, metadata, job.size, job.margin)
+    init = read_init(request.init, metadata, job.size, job.margin, job.margin_size)
     return job, Footage(init=init, strength=request.strength)
 
 
@@ -313,7 +313,7 @@ def stream(request: Request) -> dict[str, Any]:
         frames=(GROUP + 2) * block,
     )
     assert isinstance(backend, HostGradient)
-    height, width = job.size.height, job.size.width
+    height, width = job.graph[3:]
     window = (GROUP + 2) * block
     windows = plan_windows(
         backend,
@@ -337,7 +337,7 @@ def stream(request: Request) -> dict[str, Any]:
         for frames in source:
             left = len(frames) if request.frames is None else request.frames - written
             with stop.later():
-                writer.write(frames[:left])
+                writer.write(cut_edges(frames[:left], job.margin_size))
                 written += min(left, len(frames))
             if request.frames is not None and written >= request.frames:
                 break
@@ -345,7 +345,7 @@ def stream(request: Request) -> dict[str, Any]:
     return {
         "files": [str(request.output)],
         "videos": 1,
-        "size": f"{written}x{height}x{width}",
+        "size": f"{written}x{job.size.height}x{job.size.width}",
         "steps": job.n_steps,
         "seed": request.seed,
         "device": backend.description,

@@ -49,9 +49,10 @@ def train(
         typer.Option(help="Size of the recipe: for two cores, or for a GPU [default: small]."),
     ] = None,
     regime: Annotated[
-        Literal["short-run", "persistent", "rejuvenated"] | None,
+        Literal["short-run", "persistent", "rejuvenated", "multi-grid"] | None,
         typer.Option(
-            help="Restart chains from noise at each update, carry them on, or now and then."
+            help="Restart chains from noise at each update, carry them on, or now and then, or "
+            "learn coarse to fine."
         ),
     ] = None,
     size: Annotated[

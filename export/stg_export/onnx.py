@@ -29,6 +29,7 @@ from stg_runtime.artifact import (
 )
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_path, check_output
+from stg_runtime.grids import COARSER_KEY, pack_coarser
 
 OPSETS: Final = range(17, 21)
 """Newer ConvTranspose and Pad have no CUDA kernel in current onnxruntime (its issue 26393)."""
@@ -51,6 +52,7 @@ def export_energy_grad(
     lowering: str = "auto",
     metadata: Callable[[tuple[Parity, ...], str], Metadata] | None = None,
     gradient_scale: float = 1.0,
+    coarser: bytes | None = None,
     overwrite: bool = False,
     seed: int | None = None,
 ) -> tuple[Parity, ...]:
@@ -79,6 +81,8 @@ def export_energy_grad(
             the file for the runtime; None for an energy that is not stg's.
         gradient_scale: the backward pass is that of gradient_scale * energy, divided again in
             float32, so that a large or small constant in the energy leaves float16's range alone.
+        coarser: a whole file of the next coarser scale, to be held by this one; see
+            `stg_runtime.grids`.
         overwrite: an existing file may be replaced.
         seed: of the inputs of the check; None draws fresh ones.
 
@@ -109,6 +113,9 @@ def export_energy_grad(
         gradient_scale=gradient_scale,
         lowering=lowering,
     )
+    if coarser is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = COARSER_KEY, pack_coarser(coarser)
     if model.ByteSize() > _LARGEST_FILE:
         raise InputError(
             f"{path}: the graph takes {model.ByteSize() / 2**30:.1f} GiB and an ONNX file at most "

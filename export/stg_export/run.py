@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,8 +23,11 @@ from stg_runtime.artifact import (
     pack_spot,
 )
 from stg_runtime.errors import InputError
-from stg_train.descriptor import AXES, Descriptor, min_size, top_units
-from stg_train.run import load_energy, read_run_clips
+from stg_runtime.grids import FACTOR, check_scales
+from stg_train.checkpoint import Checkpoint
+from stg_train.descriptor import AXES, Descriptor, Energy, min_size, top_units
+from stg_train.observed import Observed
+from stg_train.run import CHECKPOINT, energy_of, load_energy, read_run_clips
 from stg_train.sample import lengths
 
 _AXES: Final[tuple[Axis, ...]] = ("T", "H", "W")
@@ -41,13 +45,13 @@ def export_run(
     lowering: str = "auto",
     overwrite: bool = False,
 ) -> Metadata:
-    """Export a run as one .onnx file.
+    """Export a run as one .onnx file; of multi-grid learning, all scales of it.
 
     Args:
         folder: that stg-train wrote.
         path: the .onnx file.
         precision: see `export_energy_grad`.
-        static: fix the size, (1, C, frames + 2 * margin, H, W). Off: the number of videos, their
+        static: fix the size, (1, C, T, H, W) with the margins. Off: the number of videos, their
             length and, where the network allows, their height and width stay open.
         frames: length of a synthesized video; the training clips' by default.
         size: (H, W) of a synthesized video, pixels; the training clips' by default.
@@ -63,8 +67,43 @@ def export_run(
         StgError: the file misses the parity check; nothing was written.
     """
     energy, checkpoint = load_energy(folder)
+    observed = None
+    if checkpoint.recipe.langevin.first_noise != "white":
+        observed = read_run_clips(folder, checkpoint)
+    return _export_scale(
+        folder,
+        energy,
+        checkpoint,
+        observed,
+        path,
+        frames=frames,
+        size=size,
+        static=static,
+        overwrite=overwrite,
+        precision=precision,
+        opset=opset,
+        lowering=lowering,
+    )
+
+
+def _export_scale(
+    folder: Path,
+    energy: Energy,
+    checkpoint: Checkpoint,
+    observed: Observed | None,
+    path: Path,
+    *,
+    frames: int | None,
+    size: tuple[int, int] | None,
+    static: bool,
+    overwrite: bool,
+    precision: Precision,
+    opset: int,
+    lowering: str,
+) -> Metadata:
+    """Export one scale and, inside of its file, the coarser ones; see `export_run`."""
     recipe = checkpoint.recipe
-    trained = (recipe.data.trained_frames, *recipe.data.size)
+    trained = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Descriptor)
     # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
@@ -76,6 +115,7 @@ def export_run(
     )
     length, margin = lengths(recipe, descriptor)
     wanted = (frames or length, *(size or recipe.data.size))
+    margins = (margin, recipe.output.margin_size, recipe.output.margin_size)
     layers = recipe.network.specs()[: descriptor.depth]
     smallest = [
         least if axis in free else fixed
@@ -83,7 +123,7 @@ def export_run(
     ]
     graph = []
     for axis, name in enumerate(_AXES):
-        needed = wanted[axis] + (2 * margin if name == "T" else 0)
+        needed = wanted[axis] + 2 * margins[axis]
         if name not in free and needed != trained[axis]:
             if (frames, size)[min(axis, 1)] is not None:
                 raise InputError(
@@ -104,8 +144,7 @@ def export_run(
     graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
     spot, equalizer = None, None
-    if recipe.langevin.first_noise != "white":
-        observed = read_run_clips(folder, checkpoint)
+    if observed is not None and recipe.langevin.first_noise != "white":
         spot = observed.spot_pixels()
         fitted = observed.spot(recipe.langevin.first_noise).equalizer
         equalizer = None if fitted is None else EqualizerTaps.of(fitted)
@@ -128,8 +167,13 @@ def export_run(
                 mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
                 mean_per_frame=checkpoint.mean.ndim == 4,
                 pixel_scale=checkpoint.scale,
-                size=Size(frames=graph[0] - 2 * margin, height=graph[1], width=graph[2]),
+                size=Size(
+                    frames=graph[0] - 2 * margins[0],
+                    height=graph[1] - 2 * margins[1],
+                    width=graph[2] - 2 * margins[2],
+                ),
                 margin_frames=margin,
+                margin_size=recipe.output.margin_size,
                 fps=checkpoint.fps,
                 free_axes=free_axes,
                 graph_size=graph_size,
@@ -144,10 +188,31 @@ def export_run(
                 lowering=used,
                 versions=checkpoint.versions | _versions(),
                 parity=parity,
+                scales=recipe.scales,
             )
         )
         return made[0]
 
+    coarser = None
+    if checkpoint.coarser is not None:
+        check_scales(recipe.scales, wanted[1:], "--size")
+        with tempfile.TemporaryDirectory(prefix="stg-export-") as temporary:
+            inner = Path(temporary) / f"{path.stem}-{recipe.scales - 1}.onnx"
+            _export_scale(
+                folder,
+                energy_of(checkpoint.coarser, folder / CHECKPOINT),
+                checkpoint.coarser,
+                None if observed is None else observed.halved(recipe.pixels),
+                inner,
+                frames=frames,
+                size=(wanted[1] // FACTOR, wanted[2] // FACTOR),
+                static=static,
+                overwrite=False,
+                precision=precision,
+                opset=opset,
+                lowering=lowering,
+            )
+            coarser = inner.read_bytes()
     export_energy_grad(
         energy,
         path,
@@ -159,6 +224,7 @@ def export_run(
         lowering=lowering,
         metadata=metadata,
         gradient_scale=recipe.langevin.reference_std**2,
+        coarser=coarser,
         overwrite=overwrite,
     )
     return made[0]

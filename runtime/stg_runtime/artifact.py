@@ -139,6 +139,7 @@ class Metadata(_Strict):
         pixel_scale: grey levels per model unit.
         size: default size of a synthesized video, after the margins are cut.
         margin_frames: frames synthesized beyond each end and cut, because the network pads there.
+        margin_size: the same in space, pixels beyond each edge.
         fps: frames per second of the training clip.
         free_axes: axes whose size the graph leaves open; the others are fixed at `graph_size`.
         graph_size: what the graph takes on its fixed axes (margins included).
@@ -156,6 +157,8 @@ class Metadata(_Strict):
         lowering: how the graph computes the network ("none": as written).
         versions: of stg, torch and the other tools that made the file.
         parity: comparisons with float64 autograd made before the file was kept.
+        scales: of a multi-grid model, this one included; the coarser ones are in the file, see
+            `stg_runtime.grids`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -189,6 +192,8 @@ class Metadata(_Strict):
     lowering: str
     versions: dict[str, str]
     parity: tuple[Parity, ...]
+    margin_size: _Natural = 0
+    scales: Annotated[int, Field(ge=1, le=6)] = 1
 
     @property
     def channels(self) -> int:

@@ -119,6 +119,8 @@ def measure(
         copy = copy_rate_host()
         matmul = matmul_rate_host(backend.threads)
         memory = peak_memory_mib()
+        if metadata.scales > 1:
+            note = f"of the finest of {metadata.scales} scales alone"
     step, gradient, update = times
     graph_flop = shape[0] * count_flop(path, (1, *shape[1:]), metadata)
     flop = shape[0] * network_flop(metadata.layers, shape) if metadata.layers else graph_flop

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.grids import refuse_scales
 from stg_runtime.langevin import INITIAL, Walker, standard_normal
 from stg_runtime.video import Frames, to_pixels
 from stg_runtime.windows import locked, reach
@@ -46,6 +47,7 @@ def block_frames(metadata: Metadata) -> int:
     Raises:
         InputError: the length of the model is fixed, or the file does not say how far it looks.
     """
+    refuse_scales(metadata.scales, "--endless")
     known = reach(metadata, "T")
     if known is None:
         raise InputError(f"--endless: {locked(metadata, 'T')}")

@@ -98,7 +98,9 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
     return step
 
 
-def read_init(path: Path, metadata: Metadata, size: Size, margin: int) -> Float32:
+def read_init(
+    path: Path, metadata: Metadata, size: Size, margin: int, margin_size: int = 0
+) -> Float32:
     """The first frames of a video as a beginning, (C, T, H, W), model units.
 
     Args:
@@ -106,13 +108,15 @@ def read_init(path: Path, metadata: Metadata, size: Size, margin: int) -> Float3
         metadata: of the model.
         size: of the finished video.
         margin: frames added at each end, which repeat the first and the last one.
+        margin_size: pixels added at each edge, which repeat those there.
 
     Raises:
         InputError: see `read_clip`.
     """
     frames = read_clip(path, size=(size.height, size.width), frames=size.frames).frames
     x = to_model(frames, metadata.mean(), metadata.pixel_scale)
-    return np.pad(x, [(0, 0), (margin, margin), (0, 0), (0, 0)], mode="edge")
+    pixels = (margin_size, margin_size)
+    return np.pad(x, [(0, 0), (margin, margin), pixels, pixels], mode="edge")
 
 
 def read_ends(

@@ -14,6 +14,7 @@ from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.fill import fill
+from stg_runtime.grids import refuse_scales
 from stg_runtime.langevin import Float32
 from stg_runtime.mask import Mask, dilate
 from stg_runtime.spot import first_noise
@@ -98,6 +99,7 @@ def plan(
     Raises:
         InputError: a size that the model cannot walk, or a box that leaves hidden pixels out.
     """
+    refuse_scales(metadata.scales, "inpaint")
     length, height, width = observed_mask.shape
     hidden = ~observed_mask
     rows, columns = (_extent(hidden.any(axes)) for axes in ((0, 2), (0, 1)))

@@ -13,10 +13,19 @@ from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.footage import Footage, begin
+from stg_runtime.grids import (
+    FACTOR,
+    check_scales,
+    coarser_seed,
+    refine,
+    refuse_scales,
+    to_finer,
+)
 from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
-from stg_runtime.spot import Wrap
-from stg_runtime.video import to_pixels
+from stg_runtime.pyramid import Pyramid
+from stg_runtime.spot import Spot, Wrap, first_noise
+from stg_runtime.video import cut_edges, to_pixels
 from stg_runtime.windows import Windowed, check_period
 
 Progress = Callable[[int, float], None]
@@ -34,6 +43,7 @@ class Plan:
         n_steps: Langevin steps.
         seed: of the noise.
         margin: frames cut at each end.
+        margin_size: pixels cut at each edge.
         periodic: axes that go round.
         context: frames of given video at the beginning and the end of the walk, cut too.
     """
@@ -45,6 +55,7 @@ class Plan:
     margin: int
     periodic: tuple[Axis, ...] = ()
     context: tuple[int, int] = (0, 0)
+    margin_size: int = 0
 
     @property
     def wrap(self) -> Wrap:
@@ -86,6 +97,15 @@ def plan(
     if not 0 <= seed < 2**64:
         raise InputError(f"--seed {seed}: from 0 to {2**64 - 1}")
     height, width = size or (metadata.size.height, metadata.size.width)
+    check_scales(metadata.scales, (height, width), "--size")
+    if any(context):
+        refuse_scales(metadata.scales, "--between")
+        if metadata.margin_size:
+            raise InputError(
+                "--between: not for models that cut a margin in space (output.margin_size of the "
+                "recipe): the given clips say nothing of what lies beyond their edges"
+            )
+    edge = 0 if tile else metadata.margin_size
     want = (frames if frames is not None else metadata.size.frames, height, width)
     periodic: tuple[Axis, ...] = (*(("T",) if loop else ()), *(("H", "W") if tile else ()))
     margin = 0 if loop or any(context) else metadata.margin_frames
@@ -99,8 +119,22 @@ def plan(
             metadata.min_size.frames,
             2 * margin + sum(context),
         ),
-        ("H", "--size height", want[1], metadata.graph_size.height, metadata.min_size.height, 0),
-        ("W", "--size width", want[2], metadata.graph_size.width, metadata.min_size.width, 0),
+        (
+            "H",
+            "--size height",
+            want[1],
+            metadata.graph_size.height,
+            metadata.min_size.height,
+            2 * edge,
+        ),
+        (
+            "W",
+            "--size width",
+            want[2],
+            metadata.graph_size.width,
+            metadata.min_size.width,
+            2 * edge,
+        ),
     ):
         if axis in periodic:
             check_period(metadata, axis, asked, "--loop" if axis == "T" else f"--tile, {axis}")
@@ -122,7 +156,35 @@ def plan(
         margin=margin,
         periodic=periodic,
         context=context,
+        margin_size=edge,
     )
+
+
+def coarser_plan(metadata: Metadata, job: Plan) -> Plan:
+    """The walk of the next coarser scale that a plan's walk starts from.
+
+    Args:
+        metadata: of the coarser scale.
+        job: of the finer one.
+
+    Raises:
+        InputError: see `plan`.
+    """
+    found = plan(
+        metadata,
+        frames=job.size.frames,
+        size=(job.size.height // FACTOR, job.size.width // FACTOR),
+        n_steps=job.n_steps,
+        seed=coarser_seed(job.seed),
+        loop="T" in job.periodic,
+        tile="H" in job.periodic,
+    )
+    if found.graph[2:] != (job.graph[2], job.graph[3] // FACTOR, job.graph[4] // FACTOR):
+        raise InputError(
+            f"its scales walk {job.graph[2:]} and {found.graph[2:]} (frames, height, width); "
+            "export the run again"
+        )
+    return found
 
 
 def _way_out(metadata: Metadata, axis: str) -> str:
@@ -155,6 +217,30 @@ def fitted_chains(
     Raises:
         InputError: it does not fit, or the device cannot do what is asked.
     """
+    if backend.coarser is not None:
+        inner = coarser_plan(backend.coarser.metadata, job)
+        coarser = fitted_chains(
+            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces
+        )
+        held += (2 * 4 + 1) * math.prod(coarser.shape)
+        return Pyramid(
+            _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces),
+            coarser,
+            backend.coarser.metadata,
+        )
+    return _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces)
+
+
+def _fitted(
+    backend: Backend,
+    job: Plan,
+    *,
+    count: int,
+    limit: int | None,
+    held: float,
+    pieces: tuple[int, int, int] | None,
+) -> Chains:
+    """Room for the chains of one scale; see `fitted_chains`."""
     shape = (count, *job.graph[1:])
     if not isinstance(backend, HostGradient):
         assert not job.periodic, "see open_backend's host_only"
@@ -250,13 +336,7 @@ def synthesize_together(
         DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
-    chains.start(
-        seed=job.seed,
-        numbers=numbers,
-        init_std=metadata.init_std,
-        spot=metadata.spot_noise,
-        wrap=job.wrap,
-    )
+    start(chains, metadata, job, numbers)
     first = 1 if footage is None else begin(chains, metadata, footage, job.n_steps)
     walk(chains, metadata, job, numbers=numbers, first=first, progress=progress)
     x = chains.read()
@@ -264,7 +344,48 @@ def synthesize_together(
     mean = metadata.mean()
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
-    return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+    videos = [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+    return [cut_edges(video, job.margin_size) for video in videos]
+
+
+def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int]) -> None:
+    """Bring chains to where their walk starts: first noise, or what the coarser scales made.
+
+    Raises:
+        DivergenceError: a coarser scale's energy or result is not finite.
+    """
+    spot = metadata.spot_noise
+    if metadata.scales == 1:
+        init_std = metadata.init_std
+        chains.start(seed=job.seed, numbers=numbers, init_std=init_std, spot=spot, wrap=job.wrap)
+        return
+    assert isinstance(chains, Pyramid), "chains of several scales come from `fitted_chains`"
+    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
+    there = chains.coarser_metadata
+    inner = coarser_plan(there, job)
+    start(chains.coarser, there, inner, numbers)
+    walk(chains.coarser, there, inner, numbers=numbers)
+    made = to_finer(
+        chains.coarser.read(),
+        there.mean(),
+        there.pixel_scale,
+        metadata.mean(),
+        metadata.pixel_scale,
+    )
+    first = None if spot is None else _spot_noise(spot, job, numbers)
+    chains.write(refine(first, made, job.wrap))
+
+
+def _spot_noise(spot: Spot, job: Plan, numbers: Sequence[int]) -> Float32:
+    """First noise of these videos, (N, C, T, H, W), model units."""
+    return np.stack(
+        [
+            first_noise(
+                spot, job.graph[1:], seed=job.seed, number=number, init_std=1.0, wrap=job.wrap
+            )
+            for number in numbers
+        ]
+    )
 
 
 def walk(

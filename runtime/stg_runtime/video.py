@@ -449,6 +449,13 @@ def to_pixels(x: NDArray[np.float32], mean: NDArray[np.float32], scale: float) -
     return frames
 
 
+def cut_edges(frames: Frames, margin: int) -> Frames:
+    """Frames, (T, H, W, C), without `margin` pixels at each edge."""
+    if not margin:
+        return frames
+    return np.ascontiguousarray(frames[:, margin:-margin, margin:-margin])
+
+
 def tile(stack: Frames, columns: int | None = None) -> Frames:
     """Videos side by side, row by row; free places stay black.
 

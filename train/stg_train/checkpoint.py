@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from stg_train.recipe import Recipe, parse_recipe
 
 SCHEMA_VERSION = 1
 _KEY = "stg_checkpoint"
+_COARSER = "coarser."  # of the names of a coarser scale's tensors, once for each finer scale
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Checkpoint:
         scale: grey levels per model unit.
         clips: SHA-256 of each prepared clip.
         versions: of stg and torch.
+        coarser: the same of the next coarser scale in multi-grid learning, or None.
     """
 
     tensors: dict[str, Tensor]
@@ -58,19 +60,35 @@ class Checkpoint:
     scale: float
     clips: tuple[str, ...]
     versions: dict[str, str]
+    coarser: Checkpoint | None = None
 
 
 def save_checkpoint(path: Path, learner: Learner, versions: dict[str, str]) -> None:
     """Write the state of a run, whole or not at all; rank 0 writes, all processes call it."""
-    chains = learner.all_chains()
+    chains = [scale.all_chains() for scale in learner.scales()]
     if learner.world.first:
         write_checkpoint(path, learner, chains, versions)
 
 
 def write_checkpoint(
-    path: Path, learner: Learner, chains: Tensor, versions: dict[str, str]
+    path: Path, learner: Learner, chains: Sequence[Tensor], versions: dict[str, str]
 ) -> None:
-    """Write the state of a run with its chains, in this process; see `Learner.all_chains`."""
+    """Write the state of a run with its chains, in this process.
+
+    Args:
+        path: of the file.
+        learner: of the run.
+        chains: of all processes, of each of `Learner.scales`; see `Learner.all_chains`.
+        versions: of stg and torch.
+    """
+    header, tensors = _state(learner, chains, versions)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    atomic_write_bytes(path, save(plain, {_KEY: json.dumps(header)}))
+
+
+def _state(
+    learner: Learner, chains: Sequence[Tensor], versions: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = {f"energy.{name}": value for name, value in learner.energy.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -78,7 +96,7 @@ def write_checkpoint(
     if learner.kept is not None:
         for name, value in learner.kept.parameters.items():
             tensors[f"kept.{name}"] = value
-    tensors["chains"] = chains
+    tensors["chains"] = chains[0]
     tensors["random.choice"] = learner.choice.get_state()
     if learner.recovery is not None:
         tensors["recovery.x"] = learner.recovery.x
@@ -98,8 +116,10 @@ def write_checkpoint(
         "versions": versions,
     }
     tensors["mean"] = torch.from_numpy(observed.mean)
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    atomic_write_bytes(path, save(plain, {_KEY: json.dumps(header)}))
+    if learner.coarser is not None:
+        header["coarser"], coarser = _state(learner.coarser, chains[1:], versions)
+        tensors |= {f"{_COARSER}{name}": value for name, value in coarser.items()}
+    return header, tensors
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -142,8 +162,17 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
             f"{SCHEMA_VERSION}; train again, or use the stg that wrote it "
             f"({header.get('versions', {}).get('stg', 'unknown')})"
         )
+    coarser = None
+    if "coarser" in header:
+        inner = {
+            name.removeprefix(_COARSER): value
+            for name, value in tensors.items()
+            if name.startswith(_COARSER)
+        }
+        coarser = _parse(path, header["coarser"], inner)
     return Checkpoint(
-        tensors=tensors,
+        coarser=coarser,
+        tensors={k: value for k, value in tensors.items() if not k.startswith(_COARSER)},
         recipe=parse_recipe(header["recipe"], str(path)),
         update=header["update"],
         norm_mean=header["norm_mean"],
@@ -212,6 +241,10 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
         learner.recovery.restore(
             checkpoint.tensors["recovery.x"], checkpoint.tensors["recovery.first"]
         )
+    if (learner.coarser is None) != (checkpoint.coarser is None):
+        raise ValueError("its recipe and its state are of different numbers of scales")
+    if learner.coarser is not None and checkpoint.coarser is not None:
+        _restore(learner.coarser, checkpoint.coarser)
     if checkpoint.kept is not None:
         parameters = energy_state(checkpoint, "kept.")
         on_device = {name: value.to(learner.device) for name, value in parameters.items()}

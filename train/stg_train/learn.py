@@ -3,20 +3,26 @@
 Source: Xie, Zhu, Wu, CVPR 2017, Algorithm 1 (persistent chains, layer-wise growth); Nijkamp, Hill,
 Zhu, Wu, "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", NeurIPS
 2019 (chains restarted from noise at every update); Du, Mordatch, "Implicit Generation and Modeling
-with Energy-Based Models", NeurIPS 2019 (chains restarted now and then).
+with Energy-Based Models", NeurIPS 2019 (chains restarted now and then); Gao, Lu, Zhou, Zhu, Wu,
+"Learning Generative ConvNets via Multi-grid Modeling and Sampling", CVPR 2018 (several scales).
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.grids import refine, to_finer
 from stg_train.chains import ChainNoise, autocast, walk
 from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
 from stg_train.incomplete import Recovery
@@ -24,6 +30,8 @@ from stg_train.observed import Observed
 from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe
 from stg_train.spot import TorchSpot
+
+_log = logging.getLogger(__name__)
 
 # Updates that the running means of gradient norm and response go back over.
 MEMORY = 20
@@ -48,7 +56,7 @@ class Metrics:
     """Figures of one update.
 
     Attributes:
-        update: number of parameter updates made.
+        update: number of parameter updates made. Of several scales, these are the finest's.
         layers: layers in use.
         energy_observed: mean E of the observed windows, per value of a video.
         energy_synthesized: mean E of the chains after their walk, per value.
@@ -94,7 +102,7 @@ class Kept:
 
 def build_energy(recipe: Recipe, channels: int) -> Energy:
     """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
-    size = (recipe.data.trained_frames, *recipe.data.size)
+    size = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = Descriptor(recipe.network.specs(), channels, size)
     generator = torch.Generator().manual_seed(recipe.seed)
     if recipe.network.init == "he":
@@ -209,6 +217,11 @@ class Learner:
         kind = recipe.langevin.first_noise
         self.spot = None if kind == "white" else observed.spot(kind)
         self._spot = None if self.spot is None else TorchSpot(self.spot, self.device)
+        coarser = recipe.coarser()
+        self.coarser: Learner | None = None
+        if coarser is not None:
+            with _named(coarser):
+                self.coarser = Learner(coarser, observed.halved(recipe.pixels), world)
         self.chains = self._fresh_chains(channels, self.noise)
         self.windows = torch.empty(0)
         self.recovery = None if observed.observed_mask is None else Recovery(recipe, observed)
@@ -218,6 +231,10 @@ class Learner:
         """The network being learned."""
         assert isinstance(self.energy.descriptor, Descriptor)
         return self.energy.descriptor
+
+    def scales(self) -> list[Learner]:
+        """This learner and, in multi-grid learning, those of the coarser scales."""
+        return [self, *(self.coarser.scales() if self.coarser is not None else [])]
 
     def _optimizer(self) -> torch.optim.Adam:
         learning = self.recipe.learning
@@ -232,16 +249,26 @@ class Learner:
         return torch.optim.Adam(groups, betas=learning.betas)
 
     def _fresh_chains(
-        self, channels: int, noise: ChainNoise, carried: Sequence[bool] = ()
+        self,
+        channels: int,
+        noise: ChainNoise,
+        carried: Sequence[bool] = (),
+        coarse: Tensor | None = None,
     ) -> Tensor:
-        """Chains at their first noise; where `carried`, what the caller will write over."""
+        """Chains at their first noise; where `carried`, what the caller will write over.
+
+        With a coarser scale, at where its chains lead: `coarse`, or its chains as they are.
+        """
         shape = (
             noise.count,
             channels,
             self.recipe.data.trained_frames,
-            *self.recipe.data.size,
+            *self.recipe.data.trained_size,
         )
         x = torch.empty(shape, device=self.device, memory_format=self._layout)
+        if self.coarser is not None:
+            coarse = self.coarser.chains if coarse is None else coarse
+            return x.copy_(self._refined(noise, (shape[1], shape[2], shape[3], shape[4]), coarse))
         if self._spot is None:
             return noise.like(x).mul_(self.recipe.langevin.init_std)
         video = (shape[1], shape[2], shape[3], shape[4])
@@ -250,6 +277,24 @@ class Learner:
             if not (carried and carried[i]):
                 row.copy_(self._spot.make(drawn, video))
         return x
+
+    def _refined(
+        self, noise: ChainNoise, video: tuple[int, int, int, int], coarse: Tensor
+    ) -> Tensor:
+        """The coarser chains at this scale, with the fine detail of spot noise, or none."""
+        assert self.coarser is not None
+        first = None
+        if self.spot is not None:
+            drawn = [n.cpu().numpy() for n in noise.each(self.spot.noise_size(video))]
+            first = np.stack([self.spot.make(values, video) for values in drawn])
+        return torch.from_numpy(refine(first, self.from_coarser(coarse)))
+
+    def from_coarser(self, coarse: Tensor) -> NDArray[np.float32]:
+        """Chains of the coarser scale, (N, C, T, H / 2, W / 2), in the units of this one."""
+        assert self.coarser is not None
+        there, here = self.coarser.observed, self.observed
+        x = coarse.float().cpu().contiguous().numpy()
+        return to_finer(x, there.mean, there.scale, here.mean, here.scale)
 
     def _restart(self) -> None:
         """Start chains from noise where the regime says so."""
@@ -273,7 +318,8 @@ class Learner:
         numbers = range(self.recipe.langevin.chains)
         noise = ChainNoise(self.recipe.seed, numbers, self.device)
         noise.begin(0)
-        return self._fresh_chains(self.chains.shape[1], noise)
+        coarse = None if self.coarser is None else self.coarser.first_chains()
+        return self._fresh_chains(self.chains.shape[1], noise, coarse=coarse)
 
     def all_chains(self) -> Tensor:
         """The chains of all processes in the order of their numbers; all must call it together."""
@@ -298,6 +344,18 @@ class Learner:
         x = self.observed.windows(
             [clips[i] for i in mine], [starts[i] for i in mine], data.trained_frames
         )
+        if data.window_size is not None:
+            height, width = data.window_size
+            tops, lefts = (
+                torch.randint(whole - part + 1, (len(clips),), generator=self.choice).tolist()
+                for whole, part in zip(data.size, data.window_size, strict=True)
+            )
+            x = torch.stack(
+                [
+                    video[..., tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]
+                    for video, i in zip(x, mine, strict=True)
+                ]
+            )
         return x.to(self.device, memory_format=self._layout), len(clips)
 
     def _recovered_windows(self, clips: list[int], last: int) -> Tensor:
@@ -339,6 +397,15 @@ class Learner:
             DivergenceError: a chain or an energy became non-finite or exploded, or every top
                 response is zero; the parameters are those before this update.
         """
+        if self.coarser is not None:
+            with _named(self.coarser.recipe):
+                found = self.coarser.update()
+            if found.returned_to is not None:
+                height, width = self.coarser.recipe.data.size
+                _log.warning(
+                    "warning: scale %dx%d lost the clips at update %d; back to update %d",
+                    *(height, width, found.update, found.returned_to),
+                )
         recipe, langevin = self.recipe, self.recipe.langevin
         self.descriptor.depth = depth_at(recipe, self.update_count)
         self.noise.begin(self.update_count + 1)
@@ -453,7 +520,7 @@ class Learner:
         self.returns += 1
         if self.recovery is not None:
             self.recovery.restart()
-        if self.recipe.learning.regime != "short-run":
+        if self.recipe.learning.regime in ("persistent", "rejuvenated"):
             # Chains that collapsed with the network would pull it down again.
             self.chains = self._fresh_chains(self.chains.shape[1], self.noise)
 
@@ -497,6 +564,19 @@ class Learner:
                 f"{where}: the chains exploded to {rms:.3g} model units (the clips have "
                 f"{observed_rms:.3g}); lower {settings}"
             )
+
+
+@contextmanager
+def _named(recipe: Recipe) -> Iterator[None]:
+    """Say in an error which of several scales it is about."""
+    try:
+        yield
+    except (DivergenceError, InputError) as error:
+        height, width = recipe.data.size
+        text = str(error)
+        if not text.startswith("scale "):
+            text = f"scale {height}x{width} of multi-grid learning: {text}"
+        raise type(error)(text) from None
 
 
 def _running(mean: float, value: float, age: int) -> float:

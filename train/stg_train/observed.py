@@ -26,6 +26,7 @@ from stg_runtime.clip_checks import (
     crop_without,
 )
 from stg_runtime.errors import InputError
+from stg_runtime.grids import halve_pixels
 from stg_runtime.spot import Axes, Spot
 from stg_runtime.video import (
     Frames,
@@ -85,6 +86,16 @@ class Observed:
             for m, t in zip(clips, starts, strict=True)
         ]
         return torch.from_numpy(np.stack(cut))
+
+    def halved(self, pixels: Pixels) -> Observed:
+        """The clips at half the height and width, with mean and scale of their own.
+
+        Raises:
+            InputError: nothing moves there any more.
+        """
+        assert self.observed_mask is None
+        stack = np.stack([halve_pixels(np.asarray(clip)) for clip in self.pixels])
+        return scale_observed(stack, self.fps, pixels)
 
     def spot_pixels(self) -> NDArray[np.uint8]:
         """The clips that first noise is made from: evenly chosen, as many as a model file holds."""

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_write_text
+from stg_runtime.grids import FACTOR, check_scales, coarser_seed
 from stg_train.descriptor import ConvSpec
 
 Scale = Literal["small", "paper"]
-Regime = Literal["short-run", "persistent", "rejuvenated"]
+Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid"]
 
 _Count = Annotated[int, Field(ge=1)]
 _NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -50,6 +51,8 @@ class Data(_Section):
         crop: (x, y, width, height) cut out before resizing, pixels of the source.
         window: frames of the random window that an update sees; a longer clip than the window
             keeps the network from using the ends as a clock. None: all frames.
+        window_size: (H, W) of the random window in space that an update sees, pixels: larger clips
+            than it keep a network that is free in space from using the edges as a map. None: all.
         batch: clips per update, drawn without replacement; all when there are fewer.
         allow_cuts: learn from clips of several shots; otherwise a cut is refused.
     """
@@ -63,6 +66,7 @@ class Data(_Section):
     start: _NonNegativeInt = 0
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
+    window_size: tuple[_Count, _Count] | None = None
     batch: _Count = 8
     windows: _Count | None = None
     align: bool = False
@@ -78,6 +82,14 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Data:
+        if self.window_size is not None:
+            if self.window_size[0] > self.size[0] or self.window_size[1] > self.size[1]:
+                raise ValueError(
+                    f"window_size {self.window_size[0]}x{self.window_size[1]} is larger than the "
+                    f"clip's {self.size[0]}x{self.size[1]} pixels"
+                )
+            if self.mask is not None:
+                raise ValueError("window_size needs whole clips; leave it or --mask out")
         if self.window is not None and self.window > self.frames:
             raise ValueError(f"window {self.window} is longer than the clip's {self.frames} frames")
         return self
@@ -86,6 +98,11 @@ class Data(_Section):
     def trained_frames(self) -> int:
         """Frames of one training window."""
         return self.window or self.frames
+
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """(H, W) of one training window, pixels."""
+        return self.window_size or self.size
 
 
 class Layer(_Section):
@@ -102,20 +119,40 @@ class Network(_Section):
 
     Attributes:
         layers: convolutions, bottom first.
+        padding: "zeros" pads every layer as it says. "valid" pads none along axes that no "full"
+            layer covers: there the network sees nothing but video, and nothing tells it where the
+            ends and edges are. Values near them are then seen by fewer units, so a margin is
+            synthesized and cut (`output.margin_frames`, `output.margin_size`): receptive field less
+            stride is enough.
         init: "he" for sqrt(2 / fan_in), "normal" for one `init_std` everywhere (the paper's code).
         init_std: standard deviation for init = "normal".
     """
 
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    padding: Literal["zeros", "valid"] = "zeros"
     init: Literal["he", "normal"] = "he"
     init_std: _Positive = 0.001
 
     def specs(self) -> list[ConvSpec]:
         """The layers as the descriptor takes them."""
+        pads = [self.padding == "zeros" or not self.is_free(axis) for axis in range(3)]
         return [
-            ConvSpec(layer.filters, layer.kernel, layer.stride, layer.padding)
+            ConvSpec(
+                layer.filters,
+                layer.kernel,
+                layer.stride,
+                (
+                    layer.padding[0] * pads[0],
+                    layer.padding[1] * pads[1],
+                    layer.padding[2] * pads[2],
+                ),
+            )
             for layer in self.layers
         ]
+
+    def is_free(self, axis: int) -> bool:
+        """Is no layer "full" along an axis: 0, 1, 2 for T, H, W?"""
+        return all(layer.kernel[axis] != "full" for layer in self.layers)
 
 
 class Pixels(_Section):
@@ -174,7 +211,10 @@ class Learning(_Section):
             synthesizes from noise in the same number of steps; "persistent" carries them on, as the
             paper does, and the model then describes its chains but seldom synthesizes from noise;
             "rejuvenated" carries each on but restarts it with probability `restart`: the model then
-            synthesizes from noise, in n_steps and in several times as many.
+            synthesizes from noise, in n_steps and in several times as many. "multi-grid" learns
+            several scales at once, each with an energy of its own; the coarsest starts from noise
+            at every update, each other from the coarser one's result; see `stg_runtime.grids`.
+        scales: of multi-grid learning, each half as high and wide as the next; 1 is short-run.
         restart: probability that a rejuvenated chain restarts from noise at an update.
         updates: of the parameters.
         learning_rate: Adam's, for weights; see `rate`.
@@ -192,6 +232,7 @@ class Learning(_Section):
     """
 
     regime: Regime = "short-run"
+    scales: Annotated[int, Field(ge=1, le=6)] = 3
     restart: Annotated[float, Field(gt=0, le=1)] = 0.3
     updates: _Count
     learning_rate: _Positive
@@ -234,11 +275,13 @@ class Output(_Section):
         margin_frames: frames synthesized beyond each end of a video and cut, because zero padding
             in time makes the ends pale; about the receptive field's reach. A network that is full
             in time has a fixed length, and a video is shorter than the clips by the margins.
+        margin_size: the same in space, pixels beyond each edge, for networks that are free there.
         checkpoint_every: updates between checkpoints.
         sheet_every: updates between contact sheets and videos of the chains.
     """
 
     margin_frames: _NonNegativeInt = 4
+    margin_size: _NonNegativeInt = 0
     checkpoint_every: _Count = 50
     sheet_every: _Count = 50
 
@@ -309,6 +352,63 @@ class Recipe(_Section):
                 f"{len(self.network.layers) - 1} layers are to be added"
             )
         return self
+
+    @model_validator(mode="after")
+    def _free_in_space(self) -> Recipe:
+        free = self.network.is_free(1) and self.network.is_free(2)
+        if free and self.pixels.mean == "channel":
+            return self
+        for key, given in (
+            ("data.window_size", self.data.window_size is not None),
+            ("output.margin_size", self.output.margin_size > 0),
+        ):
+            if given:
+                raise ValueError(
+                    f'{key} is for textures alike everywhere: it needs pixels.mean = "channel" and '
+                    "no spatially full layer (recipe st)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Recipe:
+        if self.learning.regime == "multi-grid":
+            if self.data.mask is not None:
+                raise ValueError(
+                    'learning.regime = "multi-grid" learns from whole clips; leave --mask out, or '
+                    "choose another --regime"
+                )
+            try:
+                scales = self.learning.scales
+                check_scales(scales, self.data.size, "--size")
+                check_scales(scales, self.data.trained_size, "data.window_size")
+                check_scales(scales, (self.output.margin_size,), "output.margin_size")
+            except InputError as error:
+                raise ValueError(f"{error}, or learning.scales smaller") from None
+        return self
+
+    @property
+    def scales(self) -> int:
+        """Scales of the model, this one and those coarser than it."""
+        return self.learning.scales if self.learning.regime == "multi-grid" else 1
+
+    def coarser(self) -> Recipe | None:
+        """The recipe of the next coarser scale of multi-grid learning; None for the coarsest."""
+        if self.scales == 1:
+            return None
+        size, window = (
+            None if extent is None else (extent[0] // FACTOR, extent[1] // FACTOR)
+            for extent in (self.data.size, self.data.window_size)
+        )
+        return self.model_copy(
+            update={
+                "seed": coarser_seed(self.seed, 63),
+                "data": self.data.model_copy(update={"size": size, "window_size": window}),
+                "output": self.output.model_copy(
+                    update={"margin_size": self.output.margin_size // FACTOR}
+                ),
+                "learning": self.learning.model_copy(update={"scales": self.learning.scales - 1}),
+            }
+        )
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back to the same recipe."""

@@ -176,7 +176,8 @@ class Run:
                     with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
                         np.save(file, array)
             recipe.save(folder / RECIPE)
-            write_checkpoint(folder / CHECKPOINT, learner, learner.first_chains(), versions())
+            chains = [scale.first_chains() for scale in learner.scales()]
+            write_checkpoint(folder / CHECKPOINT, learner, chains, versions())
         except OSError as error:
             _remove_empty(made)
             raise InputError(f"-o {folder}: cannot be written ({error})") from None
@@ -357,13 +358,18 @@ def load_energy(folder: Path) -> tuple[Energy, Checkpoint]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that stg-train -o wrote")
     checkpoint = read_checkpoint(folder / CHECKPOINT)
+    return energy_of(checkpoint, folder / CHECKPOINT), checkpoint
+
+
+def energy_of(checkpoint: Checkpoint, path: Path) -> Energy:
+    """The learned energy of a checkpoint, or of a coarser scale of it; see `load_energy`."""
     energy = build_energy(checkpoint.recipe, len(checkpoint.mean))
-    load_parameters(energy, checkpoint, folder / CHECKPOINT)
+    load_parameters(energy, checkpoint, path)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Descriptor)
     # The layers that the last update made learned with; one about to be added is untrained.
     descriptor.depth = depth_at(checkpoint.recipe, max(checkpoint.update - 1, 0))
-    return energy.eval(), checkpoint
+    return energy.eval()
 
 
 def read_run_clips(folder: Path, checkpoint: Checkpoint) -> Observed:

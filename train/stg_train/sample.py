@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stg_runtime.errors import DivergenceError
+from stg_runtime.grids import coarser_seed, refine
 from stg_runtime.langevin import standard_normal
 from stg_runtime.spot import first_noise
-from stg_runtime.video import to_pixels
+from stg_runtime.video import cut_edges, to_pixels
 from stg_train.chains import walk
 from stg_train.descriptor import Descriptor
 from stg_train.learn import Learner, depth_at
@@ -71,10 +72,12 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
     langevin = recipe.langevin
     frames, margin = lengths(recipe, learner.descriptor)
     stops = _stops(langevin.n_steps)
-    depth = learner.descriptor.depth
-    # The layers that the last update made learned with, as `load_energy` takes them.
-    learner.descriptor.depth = depth_at(recipe, max(learner.update_count - 1, 0))
-    learner.energy.requires_grad_(False)
+    scales = learner.scales()
+    depths = [scale.descriptor.depth for scale in scales]
+    for scale in scales:
+        # The layers that the last update made learned with, as `load_energy` takes them.
+        scale.descriptor.depth = depth_at(recipe, max(learner.update_count - 1, 0))
+        scale.energy.requires_grad_(False)
     videos: list[NDArray[np.uint8]] = []
     path: list[NDArray[np.uint8]] = []
     try:
@@ -87,13 +90,15 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
                         f"{langevin.step_size:g})"
                     )
                 last = _pixels(learner, x[0])[margin : margin + frames]  # (T, H, W, C)
+                last = cut_edges(last, recipe.output.margin_size)
                 if chain == 0:
                     times = np.linspace(0, frames - 1, PATH_FRAMES).round().astype(int)
                     path.append(last[times])
             videos.append(last)
     finally:
-        learner.descriptor.depth = depth
-        learner.energy.requires_grad_(True)
+        for scale, depth in zip(scales, depths, strict=True):
+            scale.descriptor.depth = depth
+            scale.energy.requires_grad_(True)
     return Samples(np.stack(videos), np.stack(path), tuple(stops))
 
 
@@ -103,26 +108,37 @@ def _stops(n_steps: int) -> list[int]:
 
 
 def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator[Tensor]:
-    """The chain, (1, C, T, H, W), model units, after each number of steps in `stops`."""
+    """The chain, (1, C, T, H, W), model units, after each number of steps in `stops`.
+
+    Of several scales the finest one's; the coarser ones are walked to their end before it.
+    """
     recipe, device = learner.recipe, learner.device
     langevin = recipe.langevin
     frames, margin = lengths(recipe, learner.descriptor)
-    shape = (1, learner.observed.pixels.shape[-1], frames + 2 * margin, *recipe.data.size)
+    height, width = (extent + 2 * recipe.output.margin_size for extent in recipe.data.size)
+    shape = (1, learner.observed.pixels.shape[-1], frames + 2 * margin, height, width)
 
     def noise(step: int) -> Tensor:
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
         return torch.from_numpy(values).reshape(shape).to(device)
 
-    first = first_noise(
-        learner.spot,
-        (shape[1], shape[2], shape[3], shape[4]),
-        seed=seed,
-        number=chain,
-        init_std=langevin.init_std,
-    )
-    x = torch.from_numpy(first)[None].to(device)
-    yield x
-    for begin, end in pairwise(stops):
+    first = None
+    if learner.spot is not None or learner.coarser is None:
+        first = first_noise(
+            learner.spot,
+            (shape[1], shape[2], shape[3], shape[4]),
+            seed=seed,
+            number=chain,
+            init_std=langevin.init_std,
+        )[None]
+    if learner.coarser is not None:
+        (coarse,) = _walk(learner.coarser, coarser_seed(seed), chain, [langevin.n_steps])
+        first = refine(first, learner.from_coarser(coarse))
+    assert first is not None
+    x = torch.from_numpy(first).to(device)
+    if stops[0] == 0:
+        yield x
+    for begin, end in pairwise([0, *(stop for stop in stops if stop)]):
         x, _ = walk(
             learner.energy,
             x,

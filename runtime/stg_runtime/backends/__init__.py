@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stg_runtime.backends.base import Backend
 from stg_runtime.errors import InputError, StgError
+
+if TYPE_CHECKING:
+    from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
 
 def open_backend(
@@ -49,7 +54,7 @@ def open_backend(
         try:
             if kind == "cuda":
                 return _cuda(path, index, tf32)
-            return _tensorrt(path, index, may_build, tf32)
+            return _of_one_scale(_tensorrt(path, index, may_build, tf32))
         except InputError as error:
             about_file = str(error).startswith(f"{path}:")
             raise InputError(str(error) if about_file else f"--device {device}: {error}") from None
@@ -64,7 +69,30 @@ def open_backend(
             print(f"auto: the CPU, because {error}", file=sys.stderr)
     from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
-    return OnnxRuntimeCpu(path, threads)
+    return _with_scales(OnnxRuntimeCpu(path, threads), path, threads)
+
+
+def _with_scales(backend: OnnxRuntimeCpu, path: Path, threads: int | None) -> OnnxRuntimeCpu:
+    """Load the coarser scales of a multi-grid model, too."""
+    from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, read_coarser, read_scales
+
+    if backend.metadata.scales > 1:
+        read_scales(path)  # all there, before the work begins
+        with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
+            inner = Path(folder) / "coarser.onnx"
+            inner.write_bytes(read_coarser(path))
+            backend.coarser = _with_scales(OnnxRuntimeCpu(inner, threads), inner, threads)
+    return backend
+
+
+def _of_one_scale(backend: Backend) -> Backend:
+    scales = backend.metadata.scales
+    if scales > 1:
+        raise InputError(
+            f"a model of {scales} scales (--regime multi-grid) runs on the processor alone; pass "
+            "--device cpu"
+        )
+    return backend
 
 
 def _has_driver() -> bool:
@@ -80,7 +108,7 @@ def _has_driver() -> bool:
 def _cuda(path: Path, index: int, tf32: bool) -> Backend:
     from stg_runtime.backends.onnxruntime_cuda import CudaOptions, OnnxRuntimeCuda
 
-    return OnnxRuntimeCuda(path, index, CudaOptions(tf32=tf32))
+    return _of_one_scale(OnnxRuntimeCuda(path, index, CudaOptions(tf32=tf32)))
 
 
 def _tensorrt(path: Path, index: int, may_build: bool, tf32: bool) -> Backend:

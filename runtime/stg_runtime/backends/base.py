@@ -81,10 +81,12 @@ class Backend(Protocol):
     Attributes:
         metadata: of the model.
         description: the device, for people.
+        coarser: the next coarser scale of a multi-grid model, on the same device; else None.
     """
 
     metadata: Metadata
     description: str
+    coarser: Backend | None
 
     def chains(self, shape: Shape) -> Chains:
         """Room for chains of this shape, to be used as often as wanted.

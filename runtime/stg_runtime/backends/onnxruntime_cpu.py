@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, METADATA_KEY, VIDEO, Metadata, parse_metadata
-from stg_runtime.backends.base import Shape
+from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
+from stg_runtime.grids import COARSER_KEY, unpack_coarser
 from stg_runtime.threads import usable_threads
 
 if TYPE_CHECKING:
@@ -87,6 +89,42 @@ def open_session(path: Path, threads: int, *, optimize: bool = True) -> tuple[An
     return session, metadata
 
 
+def read_coarser(path: Path) -> bytes:
+    """The next coarser scale of a multi-grid model: a whole .onnx file, as the finest is.
+
+    Raises:
+        InputError: see `open_session`; the file holds none.
+    """
+    session, _ = open_session(path, 1, optimize=False)
+    stored = session.get_modelmeta().custom_metadata_map.get(COARSER_KEY)
+    return unpack_coarser(stored, str(path))
+
+
+def read_scales(path: Path) -> list[Metadata]:
+    """Metadata of all scales of a model, finest first; one for a model of one scale.
+
+    Raises:
+        InputError: see `open_session`; a coarser scale is missing, damaged or not of this file.
+    """
+    _, metadata = open_session(path, 1, optimize=False)
+    if metadata.scales == 1:
+        return [metadata]
+    with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
+        inner = Path(folder) / "coarser.onnx"
+        inner.write_bytes(read_coarser(path))
+        try:
+            coarser = read_scales(inner)
+        except InputError as error:
+            reason = str(error).replace(str(inner), "the file it holds")
+            raise InputError(f"{path}, scale 2 of {metadata.scales}: {reason}") from None
+    if len(coarser) != metadata.scales - 1:
+        raise InputError(
+            f"{path}: of {metadata.scales} scales, but {len(coarser) + 1} are there; export it "
+            "again"
+        )
+    return [metadata, *coarser]
+
+
 def _check_interface(path: Path, session: Any, metadata: Metadata) -> None:
     inputs = [(i.name, i.type, len(i.shape)) for i in session.get_inputs()]
     outputs = [(o.name, o.type) for o in session.get_outputs()]
@@ -128,6 +166,8 @@ class OnnxRuntimeCpu:
         path: the .onnx file.
         threads: of each operator; None for all this process may use.
     """
+
+    coarser: Backend | None = None
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.threads = threads or usable_threads()

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, VIDEO
-from stg_runtime.backends.base import Shape
+from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.cuda.chains import DeviceChains, too_large
 from stg_runtime.backends.cuda.device import CudaDevice, open_device, require_driver
 from stg_runtime.backends.onnxruntime_cpu import open_session, require_onnxruntime
@@ -64,6 +64,8 @@ class OnnxRuntimeCuda:
 
     # onnxruntime captures its run in a graph of its own; it may not run inside another capture.
     in_graph = False
+
+    coarser: Backend | None = None
 
     def __init__(self, path: Path, index: int = 0, options: CudaOptions | None = None) -> None:
         self.options = options or CudaOptions()

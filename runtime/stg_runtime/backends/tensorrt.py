@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, VIDEO
-from stg_runtime.backends.base import Shape
+from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.cuda.chains import DeviceChains, buffer_bytes, too_large
 from stg_runtime.backends.cuda.device import CudaDevice, open_device, require_driver
 from stg_runtime.backends.engine import (
@@ -48,6 +48,8 @@ class TensorRt:
     """
 
     in_graph = True
+
+    coarser: Backend | None = None
 
     def __init__(
         self,
