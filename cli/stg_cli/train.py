@@ -305,6 +305,9 @@ def _learn(work: Run) -> None:
         )
         raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
     seconds = time.monotonic() - began
+    best = work.learner.best
+    if best is not None and best.update != total:
+        print(f"kept: the parameters of update {best.update}, of the best samples", file=sys.stderr)
     if work.learner.recovery is not None:
         _recover(work)
     else:

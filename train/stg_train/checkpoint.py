@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Checkpoint:
         norm_mean: running mean of the gradient norm.
         response_mean: running mean of the observed response.
         kept: update and returns of the parameters that the guard keeps ("kept.*"), or None.
+        best: the same of those with the best samples ("best.*"), or None.
+        best_score: of these samples; None for none, or none that stayed finite.
         returns: how often the guard has gone back.
         fps: of the clips.
         mean: grey levels subtracted, float32, (C, 1, 1), (C, H, W) or (C, T, H, W).
@@ -54,6 +57,8 @@ class Checkpoint:
     norm_mean: float
     response_mean: float
     kept: dict[str, int] | None
+    best: dict[str, int] | None
+    best_score: float | None
     returns: int
     fps: float
     mean: NDArray[np.float32]
@@ -93,9 +98,10 @@ def _state(
     for index, state in learner.optimizer.state_dict()["state"].items():
         for name, value in state.items():
             tensors[f"adam.{index}.{name}"] = value
-    if learner.kept is not None:
-        for name, value in learner.kept.parameters.items():
-            tensors[f"kept.{name}"] = value
+    for prefix, kept in (("kept", learner.kept), ("best", learner.best)):
+        if kept is not None:
+            for name, value in kept.parameters.items():
+                tensors[f"{prefix}.{name}"] = value
     tensors["chains"] = chains[0]
     tensors["random.choice"] = learner.choice.get_state()
     if learner.recovery is not None:
@@ -107,6 +113,8 @@ def _state(
         "recipe": learner.recipe.model_dump(mode="json", exclude_none=True),
         "update": learner.update_count,
         "kept": learner.kept and {"update": learner.kept.update, "returns": learner.kept.returns},
+        "best": learner.best and {"update": learner.best.update, "returns": learner.best.returns},
+        "best_score": learner.best_score if math.isfinite(learner.best_score) else None,
         "returns": learner.returns,
         "norm_mean": learner.norm_mean,
         "response_mean": learner.response_mean,
@@ -178,6 +186,8 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
         norm_mean=header["norm_mean"],
         response_mean=header["response_mean"],
         kept=header["kept"],
+        best=header.get("best"),  # not in files of before it
+        best_score=header.get("best_score"),
         returns=header["returns"],
         fps=header["fps"],
         mean=tensors["mean"].numpy(),
@@ -245,7 +255,17 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
         raise ValueError("its recipe and its state are of different numbers of scales")
     if learner.coarser is not None and checkpoint.coarser is not None:
         _restore(learner.coarser, checkpoint.coarser)
-    if checkpoint.kept is not None:
-        parameters = energy_state(checkpoint, "kept.")
-        on_device = {name: value.to(learner.device) for name, value in parameters.items()}
-        learner.kept = Kept(**checkpoint.kept, parameters=on_device)
+    learner.kept = _kept(learner, checkpoint, "kept.", checkpoint.kept)
+    learner.best = _kept(learner, checkpoint, "best.", checkpoint.best)
+    if checkpoint.best_score is not None:
+        learner.best_score = checkpoint.best_score
+
+
+def _kept(
+    learner: Learner, checkpoint: Checkpoint, prefix: str, stored: dict[str, int] | None
+) -> Kept | None:
+    if stored is None:
+        return None
+    parameters = energy_state(checkpoint, prefix)
+    on_device = {name: value.to(learner.device) for name, value in parameters.items()}
+    return Kept(**stored, parameters=on_device)

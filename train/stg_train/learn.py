@@ -69,6 +69,7 @@ class Metrics:
         learning_rate: factor on the rates at this update.
         returned_to: the update whose parameters the guard went back to instead of this update's
             step, or None.
+        score: of fresh samples after this update, see `stg_train.select`; None where none was made.
     """
 
     update: int
@@ -83,11 +84,12 @@ class Metrics:
     chain_max: float
     learning_rate: float
     returned_to: int | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Parameters that the guard can go back to.
+    """Parameters that the guard can go back to, or that made the best samples.
 
     Attributes:
         update: number of updates they had.
@@ -208,6 +210,9 @@ class Learner:
         self.norm_mean = 0.0  # running means; 0 before the first update
         self.response_mean = 0.0
         self.kept: Kept | None = None
+        # The parameters with the best samples so far, and how good these are: `stg_train.select`.
+        self.best: Kept | None = None
+        self.best_score = math.inf
         self.returns = 0
         # Noise is drawn on the device; the choice of windows is the same on every device.
         self.numbers = world.share(recipe.langevin.chains)  # of this process's chains
@@ -496,14 +501,15 @@ class Learner:
         healthy = max(ratio, _ratio(response, self.response_mean)) < HEALTHY
         if healthy and self.update_count % KEEP_EVERY == 0:
             # Before the step: these are the parameters that were found to be good.
-            self.kept = Kept(self.update_count - 1, self._parameters(), self.returns)
+            self.kept = Kept(self.update_count - 1, self.parameters(), self.returns)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * metrics.learning_rate
         self._clip(gradients, metrics.grad_norm, age)
         self.optimizer.step()
         return metrics
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Tensor]:
+        """A copy of the energy's state."""
         return {name: value.clone() for name, value in self.energy.state_dict().items()}
 
     def _go_back(self, metrics: Metrics) -> None:

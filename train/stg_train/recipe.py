@@ -227,6 +227,9 @@ class Learning(_Section):
             chains and network drive each other up (sea, updates 100 to 350). None: never.
         decay_from: share of the updates after which the rates fall linearly.
         final_rate: share of the rates left at the end.
+        select_every: updates after which two fresh videos are synthesized and measured, always from
+            the same noise; the run ends with the parameters whose videos were the best, and not
+            with the last. None: with the last, as the paper does.
         growth: updates at which the second, third, ... layer is added (layer-wise growth); empty:
             all layers from the start.
     """
@@ -242,6 +245,7 @@ class Learning(_Section):
     clip: _Positive | None = 1.5
     decay_from: _Fraction = 0.6
     final_rate: _Fraction = 0.05
+    select_every: _Count | None = None
     growth: tuple[_Count, ...] = ()
 
     @model_validator(mode="after")

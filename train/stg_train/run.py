@@ -22,11 +22,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ from stg_train.observed import Observed, read_observed
 from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe, load_recipe
 from stg_train.sample import sample
+from stg_train.select import keep_best, sample_score, take_best
 
 CHECKPOINT = "checkpoint.safetensors"
 OBSERVED = "observed.npy"
@@ -259,12 +261,13 @@ class Run:
         try:
             with log_path.open("a", encoding="utf-8") as log:
                 while learner.update_count < total:
-                    metrics = learner.update()
+                    metrics = self._select(learner.update())
                     log.write(json.dumps(asdict(metrics)) + "\n")
                     log.flush()
                     if board is not None:
                         for name, value in asdict(metrics).items():
-                            board.add_scalar(name, value, metrics.update)
+                            if value is not None:
+                                board.add_scalar(name, value, metrics.update)
                     if report is not None and world.first:
                         report(metrics)
                     made = learner.update_count
@@ -280,6 +283,22 @@ class Run:
             if board is not None:
                 board.close()
         return learner.update_count >= total
+
+    def _select(self, metrics: Metrics) -> Metrics:
+        """Measure fresh samples where it is their turn; at the end, take the best parameters."""
+        learner = self.learner
+        learning, made = learner.recipe.learning, learner.update_count
+        if learning.select_every is None or not learner.world.first:
+            return metrics  # the other processes' parameters are not written
+        last = made == learning.updates
+        if last or made % learning.select_every == 0:
+            found = sample_score(learner)
+            if found is not None:
+                keep_best(learner, found)
+                metrics = replace(metrics, score=found if math.isfinite(found) else None)
+        if last:
+            take_best(learner)
+        return metrics
 
     def finish(self) -> Record:
         """Synthesize from fresh noise, measure what comes, and write the report.
