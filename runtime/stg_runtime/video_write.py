@@ -12,7 +12,13 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from stg_runtime.errors import InputError, StgError
-from stg_runtime.files import TEMPORARY_PREFIX, atomic_path, check_output, remove_leftovers
+from stg_runtime.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    check_output,
+    remove_leftovers,
+    write_failed,
+)
 from stg_runtime.video import Frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".npy", ".png", "")
@@ -109,7 +115,9 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
                     np.save(file, frames if frames.ndim == 5 else frames[None])
             else:
                 _write_folder(temporary, frames)
-        except (OSError, av.FFmpegError) as error:
+        except OSError as error:
+            raise write_failed(path, error) from None
+        except av.FFmpegError as error:
             raise StgError(
                 f"{path}: could not be written: {' '.join(str(error).split())}"
             ) from None
