@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
-from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.backends.host import HostChains
+from stg_runtime.errors import InputError
 from stg_runtime.footage import Footage, begin
+from stg_runtime.health import check_levels, check_pixels, not_finite, silent
 from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
 from stg_runtime.spot import Wrap, first_noise
@@ -219,7 +221,8 @@ def synthesize(
         The video, uint8, (T, H, W, C), margins cut.
 
     Raises:
-        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+        DivergenceError: an energy or the result is not finite, the network fell silent, or the
+            video is saturated or of one colour; nothing is replaced or hidden.
     """
     (video,) = synthesize_together(
         chains, metadata, job, numbers=[number], footage=footage, progress=progress
@@ -250,7 +253,8 @@ def synthesize_together(
         The videos, each uint8, (T, H, W, C), margins and given ends cut.
 
     Raises:
-        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+        DivergenceError: an energy or the result is not finite, the network fell silent, or the
+            video is saturated or of one colour; nothing is replaced or hidden.
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
     chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
@@ -263,7 +267,13 @@ def synthesize_together(
     mean = metadata.mean()
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
-    return [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
+    videos = []
+    for number, video in zip(numbers, x, strict=True):
+        who, doing = f"chain {number} (seed {job.seed})", f"after {job.n_steps} steps"
+        check_levels(video[:, kept], mean, metadata.pixel_scale, who, doing)
+        videos.append(to_pixels(video[:, kept], mean, metadata.pixel_scale))
+        check_pixels(videos[-1], who, doing)
+    return videos
 
 
 def _spot_noise(metadata: Metadata, job: Plan, numbers: Sequence[int]) -> Float32:
@@ -293,7 +303,7 @@ def walk(
     """Make the Langevin steps of a plan, from step `first` on, on chains that were started.
 
     Raises:
-        DivergenceError: an energy or the result is not finite.
+        DivergenceError: an energy or the result is not finite, or the network fell silent.
     """
     for step in range(first, job.n_steps + 1):
         energy = chains.step(step, step_size=metadata.step_size, noise_scale=metadata.noise_scale)
@@ -301,13 +311,15 @@ def walk(
             _check_energies(chains.energies()[-2:], max(first, step - 1), job, metadata, numbers)
         if progress is not None:
             progress(step, math.nan if energy is None else float(energy.mean()))
-    _check_energies(chains.energies(), first, job, metadata, numbers)
-    for number, video in zip(numbers, chains.read(), strict=True):
+    energies = chains.energies()
+    _check_energies(energies, first, job, metadata, numbers)
+    since = chains.silent if isinstance(chains, HostChains) else [0] * len(numbers)
+    for index, video in enumerate(chains.read()):
+        who, last = f"chain {numbers[index]} (seed {job.seed})", float(energies[-1, index])
         if not np.isfinite(video.sum(dtype=np.float64)):
-            raise DivergenceError(
-                f"chain {number} (seed {job.seed}) became non-finite at its last step, "
-                f"{job.n_steps}"
-            )
+            raise not_finite(who, job.n_steps, last, None, metadata)
+        if since[index]:
+            raise silent(who, since[index], job.n_steps, last)
 
 
 def _check_energies(
@@ -318,9 +330,10 @@ def _check_energies(
     if not len(bad):
         return
     row, chain = (int(index) for index in bad[0])
-    before = f", the one before {energies[row - 1, chain]:.4g}" if row else ""
-    raise DivergenceError(
-        f"chain {numbers[chain]} (seed {job.seed}) became non-finite at step {first + row} "
-        f"(energy {energies[row, chain]}{before}); the model was trained for {metadata.n_steps} "
-        f"steps of size {metadata.step_size:g}"
+    raise not_finite(
+        f"chain {numbers[chain]} (seed {job.seed})",
+        first + row,
+        float(energies[row, chain]),
+        float(energies[row - 1, chain]) if row else None,
+        metadata,
     )
