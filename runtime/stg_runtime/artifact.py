@@ -223,8 +223,10 @@ def unpack_mean_image(text: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `pack_mean_image`.
 
     Raises:
-        ValueError: not such a text, or of another size.
+        ValueError: not such a text, of another size, or larger than `LARGEST_SPOT`.
     """
+    if 2 * math.prod(shape) > LARGEST_SPOT:
+        raise ValueError(f"mean_image of {shape} is larger than {LARGEST_SPOT} bytes")
     data = _inflate(text, 2 * math.prod(shape), "mean_image")
     levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
     levels /= MEAN_STEPS
@@ -271,7 +273,7 @@ def parse_metadata(text: str, source: str) -> Metadata:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{source}: its stg metadata is not JSON ({error}); export it again"
         ) from None
