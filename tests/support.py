@@ -15,6 +15,15 @@ def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
+def refused(result: subprocess.CompletedProcess[str], says: str) -> None:
+    """Exit code 2 and one line that names the fault."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert says in result.stderr, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert not result.stdout
+
+
 def tiny_recipe(clip: Path, **overrides: object) -> Recipe:
     return load_recipe(
         "fc-s",

@@ -29,6 +29,7 @@ ENERGY_GRAD = "energy_grad"
 METADATA_KEY = "stg"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes
+LARGEST_MEAN = 1 << 29  # bytes
 MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 
 Axis = Literal["N", "T", "H", "W"]
@@ -38,6 +39,7 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Natural = Annotated[int, Field(ge=0)]
+_Extent = Annotated[int, Field(ge=1, le=1 << 24)]
 _Triple = tuple[_Count, _Count, _Count]
 
 
@@ -61,9 +63,9 @@ class _Strict(BaseModel):
 class Size(_Strict):
     """Frames, height and width of a video, in frames and pixels."""
 
-    frames: _Count
-    height: _Count
-    width: _Count
+    frames: _Extent
+    height: _Extent
+    width: _Extent
 
     def __str__(self) -> str:
         """`TxHxW`, as users write it."""
@@ -223,10 +225,10 @@ def unpack_mean_image(text: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `pack_mean_image`.
 
     Raises:
-        ValueError: not such a text, of another size, or larger than `LARGEST_SPOT`.
+        ValueError: not such a text, of another size, or larger than `LARGEST_MEAN`.
     """
-    if 2 * math.prod(shape) > LARGEST_SPOT:
-        raise ValueError(f"mean_image of {shape} is larger than {LARGEST_SPOT} bytes")
+    if 2 * math.prod(shape) > LARGEST_MEAN:
+        raise ValueError(f"mean_image of {shape} is larger than {LARGEST_MEAN} bytes")
     data = _inflate(text, 2 * math.prod(shape), "mean_image")
     levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
     levels /= MEAN_STEPS

@@ -11,19 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from support import run
+from support import refused, run
 
 from stg_runtime.artifact import METADATA_KEY
 from stg_runtime.video import read_clip
-
-
-def refused(result: subprocess.CompletedProcess[str], says: str) -> None:
-    """Exit code 2 and one line that names the fault."""
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert says in result.stderr, result.stderr
-    assert result.stderr.startswith("error: ")
-    assert not result.stdout
 
 
 @pytest.mark.parametrize("command", ["stg-run", "stg-train", "stg-export"])

@@ -308,7 +308,7 @@ class Run:
                     if leaving:
                         break
         except OSError as error:
-            raise write_failed(log_path, error) from None
+            raise write_failed(error.filename or log_path, error) from None
         finally:
             if board is not None:
                 board.close()
