@@ -118,6 +118,8 @@ class Metadata(_Strict):
         lowering: how the graph computes the network ("none": as written).
         versions: of stg, torch and the other tools that made the file.
         parity: comparisons with float64 autograd made before the file was kept.
+        graph_sha256: SHA-256 of the graph that was compared, as the file holds it; None in older
+            files.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -149,6 +151,7 @@ class Metadata(_Strict):
     lowering: str
     versions: dict[str, str]
     parity: tuple[Parity, ...]
+    graph_sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
 
     @property
     def channels(self) -> int:

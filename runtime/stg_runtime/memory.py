@@ -143,7 +143,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
-        size = _probe(metadata, probe)
+        size = probe_size(metadata, probe)
         shape = (1, metadata.channels, size.frames, size.height, size.width)
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
@@ -160,7 +160,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     return Cost(0, _MIXED * taken / voxels)
 
 
-def _probe(metadata: Metadata, voxels: float) -> Size:
+def probe_size(metadata: Metadata, voxels: float) -> Size:
     """The model's own size, made smaller along its free axes to about so many voxels."""
     whole, least = metadata.graph_size, metadata.min_size
     free = [axis in metadata.free_axes for axis in AXES]

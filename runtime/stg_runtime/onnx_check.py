@@ -92,6 +92,7 @@ class Summary:
         metadata: text by key.
         inputs: declared shape by name, a name or number for each axis.
         outputs: the same.
+        graph: the graph's bytes in the file.
     """
 
     opset: int = 0
@@ -101,6 +102,7 @@ class Summary:
     metadata: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    graph: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 def check_onnx(data: bytes, source: str) -> Summary:
@@ -229,6 +231,7 @@ class _Reader:
                 self._metadata(content)
         if graph is None or not self.summary.opset:
             raise _BadError("not an ONNX file: it has no graph or no operator set")
+        self.summary.graph = graph
         self._graph(graph)
         return self.summary
 

@@ -1,6 +1,5 @@
 """Chains that went wrong are reported with step, seed and energy; nothing of them is delivered."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support import run, tiny_metadata
 
 from stg_runtime.artifact import Metadata, Size
 from stg_runtime.backends.host import HostChains
@@ -19,15 +19,8 @@ MEAN = np.full((3, 1, 1), 120, np.float32)
 
 
 def metadata(**changes: object) -> Metadata:
-    values: dict[str, object] = {
-        "recipe": "test", "reference_std": 1.5, "step_size": 0.3, "noise_scale": 1.0, "n_steps": 6,
-        "init_std": 1.0, "pixel_mean": (100.0, 110.0, 120.0), "pixel_scale": 20.0,
-        "size": Size(frames=6, height=8, width=8), "margin_frames": 1, "fps": 25.0,
-        "free_axes": ("N", "T"), "graph_size": Size(frames=8, height=8, width=8),
-        "min_size": Size(frames=4, height=8, width=8), "clips": (), "precision": "fp32",
-        "opset": 18, "lowering": "none", "versions": {}, "parity": (),
-    }  # fmt: skip
-    return Metadata.model_validate(values | changes)
+    free = {"free_axes": ("N", "T"), "min_size": Size(frames=4, height=8, width=8)}
+    return Metadata.model_validate(tiny_metadata(**free) | changes)
 
 
 class Energy:
@@ -124,7 +117,6 @@ def test_a_model_that_overflows_in_float16_makes_no_file(free_model: Path, tmp_p
     """A file whose half-precision weights are beyond what half precision can sum."""
     import onnx
     from onnx import numpy_helper
-    from support import run
 
     model = onnx.load(free_model)
     for tensor in model.graph.initializer:
@@ -153,14 +145,11 @@ def free_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     descriptor = Descriptor((ConvSpec(2, (2, 2, 2), (1, 1, 1), (0, 0, 0)),), 3, (8, 8, 8))
     init_he(descriptor, torch.Generator().manual_seed(0))
 
-    def said(parity: Any, used: str) -> Metadata:
-        fields = {"precision": "fp16", "parity": parity, "lowering": used, "free_axes": ()}
-        size = {"frames": 8, "height": 8, "width": 8}
-        values = json.loads(metadata(min_size=size).to_json()) | fields
-        return Metadata.model_validate(json.loads(json.dumps(values, default=lambda o: o.__dict__)))
-
     export_energy_grad(
         Learned(descriptor, 1.5), path, example_shape=(1, 3, 8, 8, 8), precision="fp16",
-        metadata=said, gradient_scale=1.5**2,
+        gradient_scale=1.5**2,
+        metadata=lambda parity, used: Metadata.model_validate(
+            tiny_metadata(precision="fp16", parity=parity, lowering=used)
+        ),
     )  # fmt: skip
     return path

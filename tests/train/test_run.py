@@ -217,6 +217,12 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
         {key: value for key, value in header.items() if key != "fps"},
         [1, 2],
         {**header, "recipe": 3},
+        {**header, "update": "8"},
+        {**header, "update": -1},
+        {**header, "fps": float("nan")},
+        {**header, "scale": 0},
+        {**header, "kept": {"update": 1}},
+        {**header, "versions": 7},
     ):
         save_file(tensors, path, {"stg_checkpoint": json.dumps(broken)})
         with pytest.raises(InputError, match="checkpoint"):
