@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import math
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -233,11 +235,23 @@ class RawPipe:
 
 
 class FrameFolder:
-    """A folder of PNGs that grows: a frame appears under its name when it is whole."""
+    """A folder of PNGs that grows: a frame appears under its name when it is whole.
+
+    Raises:
+        InputError: another program writes frames there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
         folder.mkdir(exist_ok=True)
+        self._lock = os.open(folder, os.O_RDONLY)  # a file for it would be among the frames
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise InputError(
+                f"{folder}: another program writes frames there; wait for it or name another folder"
+            ) from None
         for item in folder.iterdir():  # `check_output` let only an empty folder or frames pass
             item.unlink()
 
@@ -247,6 +261,7 @@ class FrameFolder:
 
     def __exit__(self, *_: object) -> None:
         remove_leftovers(self._folder)
+        os.close(self._lock)
 
     def write(self, frames: Frames) -> None:
         """Add frames, uint8, (T, H, W, 3)."""

@@ -204,6 +204,31 @@ def test_sizes_in_metadata_allocate_nothing(trained: Path, tmp_path: Path) -> No
         refused(run("stg-run", "synthesize", tmp_path / "m.onnx", "-o", tmp_path / "o"), says)
 
 
+def test_a_title_in_no_encoding_is_read(tmp_path: Path) -> None:
+    """What fuzzing found: players show such a title as they can, and the frames are fine."""
+    from stg_runtime.video import read_clip
+    from stg_runtime.video_write import write_video
+
+    path = tmp_path / "a.mp4"
+    write_video(path, np.zeros((3, 16, 16, 3), np.uint8), 25)
+    data = path.read_bytes()
+    assert b"Lavf" in data  # the encoder's name
+    path.write_bytes(data.replace(b"Lavf", b"\x80\xffvf", 1))
+    assert len(read_clip(path).frames) == 3
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    from stg_runtime.artifact import parse_metadata
+    from stg_runtime.errors import InputError
+    from stg_train.recipe import load_recipe
+
+    with pytest.raises(InputError, match="not JSON"):
+        parse_metadata("[" * 100_000, "m.onnx")
+    (tmp_path / "a.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_recipe(str(tmp_path / "a.toml"))
+
+
 def test_crash_and_fuzz_in_short(tmp_path: Path) -> None:
     """The long forms of `bench/`, for seconds: nothing lost, nothing half written, no fault."""
     crash = [sys.executable, str(ROOT / "bench" / "crash.py"), "--kills", "8", "--seed", "5"]

@@ -96,6 +96,15 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+def test_two_streams_of_frames_do_not_share_a_folder(tmp_path: Path) -> None:
+    from stg_runtime.video_write import FrameFolder
+
+    with FrameFolder(tmp_path / "frames"), pytest.raises(InputError, match="another program"):
+        FrameFolder(tmp_path / "frames")
+    with FrameFolder(tmp_path / "frames"):
+        pass
+
+
 def test_a_held_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stg_runtime.lock.TOUCHED_EVERY", 0.02)
     with FolderLock(tmp_path):
