@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,18 +88,30 @@ def start(*arguments: object, log: Path) -> int:
 
 
 def finish(child: int, after: float | None = None) -> int | None:
-    """Wait for a process, or kill it after some seconds; its exit code, None where killed."""
+    """Wait for a process, or kill it; its exit code, None where killed.
+
+    Args:
+        child: its number.
+        after: seconds of processor time, which a busy machine does not stretch.
+    """
     if after is not None:
-        end = time.monotonic() + after
-        while time.monotonic() < end:
+        while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(min(0.01, max(end - time.monotonic(), 0)))
+            if spent(child) >= after:
+                break
+            time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return None if code == -signal.SIGKILL else code
+
+
+def spent(child: int) -> float:
+    """Seconds of processor time of a process that runs."""
+    fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def digest(path: Path) -> str:
@@ -146,12 +159,13 @@ class Trials:
         recipe.save(folder / "tiny.toml")
 
     def run(self, *arguments: object) -> float:
-        """A command to its end; the seconds it took."""
-        began = time.monotonic()
-        code = finish(start(*arguments, log=self.log))
+        """A command to its end; the seconds of processor time that it took."""
+        child = start(*arguments, log=self.log)
+        _, status, usage = os.wait4(child, 0)
+        code = os.waitstatus_to_exitcode(status)
         if code != 0:
             raise SystemExit(f"{arguments}: exit {code}: {self.log.read_text()}")
-        return time.monotonic() - began
+        return usage.ru_utime + usage.ru_stime
 
     def fault(self, kind: str, what: str) -> None:
         self.faults.append(f"{kind}: {what}")
@@ -197,20 +211,19 @@ class Trials:
         names = (CHECKPOINT, "metrics.jsonl", "synthesized.npy", "measures.json", "path.npy")
         return {name: digest(run / name) for name in names}
 
-    def training(self, kills: int) -> None:
+    def training(self) -> Iterator[None]:
         whole, cut = self.folder / "whole", self.folder / "cut"
         recipe = ("--recipe", self.folder / "tiny.toml")
         seconds = self.run("stg-train", "-o", whole, *recipe)
         expected = self.compared(whole)
-        done = 0
-        while done < kills:
+        while True:
             rounds = 0
             while True:
                 resume = (cut / CHECKPOINT).exists()
                 child = start(
                     "stg-train", "-o", cut, *(["--resume"] if resume else recipe), log=self.log
                 )
-                last = rounds >= MOST_ROUNDS or done >= kills
+                last = rounds >= MOST_ROUNDS
                 after = None if last else self.random.uniform(0, seconds)
                 code = finish(child, after)
                 if code is not None:
@@ -218,12 +231,13 @@ class Trials:
                         self.fault("training", f"exit {code}: {self.log.read_text()[-300:]}")
                         return
                     break
-                rounds, done = rounds + 1, done + 1
+                rounds += 1
                 self.count("training", "killed")
                 self.count("training", "resumable" if resume else "before its first checkpoint")
                 if list(cut.glob(f"{TEMPORARY_PREFIX}*")):
                     self.count("training", "left a temporary file")
                 self.whole_run(cut)
+                yield
             # A run that was killed after its last update still owes its samples.
             if self.compared(cut) != expected:
                 self.fault("training", "a resumed run differs from the undisturbed one")
@@ -232,7 +246,7 @@ class Trials:
             self.count("training", "finished equal to undisturbed, bit for bit")
             shutil.rmtree(cut)
 
-    def replaced(self, kind: str, kills: int, cases: list[Case]) -> None:
+    def replaced(self, kind: str, cases: list[Case]) -> Iterator[None]:
         """Kill programs that replace a file."""
         made = []
         for path, command in cases:
@@ -241,15 +255,12 @@ class Trials:
                 seconds = self.run(*command(which))
                 hashes[which] = digest(path)
             made.append((path, command, hashes, seconds))
-        done = 0
-        while done < kills:
-            path, command, hashes, seconds = made[done % len(made)]
+        for path, command, hashes, seconds in itertools.cycle(made):
             before = digest(path)
             which = "old" if before == hashes["new"] else "new"
             code = finish(start(*command(which), log=self.log), self.random.uniform(0, seconds))
             after = digest(path) if path.exists() else "nothing"
             if code is None:
-                done += 1
                 self.count(kind, "killed")
                 self.count(kind, "old file" if after == before else "whole new file")
                 if after not in hashes.values():
@@ -262,8 +273,9 @@ class Trials:
             for item in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
                 self.count(kind, "left a temporary file")
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
+            yield
 
-    def synthesis(self, kills: int) -> None:
+    def synthesis(self) -> Iterator[None]:
         out = self.folder / "videos"
         out.mkdir()
 
@@ -275,9 +287,8 @@ class Trials:
 
             return out / name, command
 
-        self.replaced(
-            "synthesis", kills, [case(name) for name in ("a.mp4", "a.npy", "frames", "a.gif")]
-        )
+        names = ("a.mp4", "a.npy", "frames", "a.gif")
+        return self.replaced("synthesis", [case(name) for name in names])
 
     def model(self) -> Path:
         path = self.folder / "model.onnx"
@@ -288,13 +299,12 @@ class Trials:
             self.run("stg-export", self.folder / "whole", "-o", path)
         return path
 
-    def export(self, kills: int) -> None:
+    def export(self) -> Iterator[None]:
         """Files differ by the parity figures of fresh inputs, so they are read, not compared."""
         self.model()
         path = self.folder / "exported.onnx"
         seconds = self.run("stg-export", self.folder / "whole", "-o", path)
-        done = 0
-        while done < kills:
+        while True:
             before = path.read_bytes()
             command = ["stg-export", self.folder / "whole", "-o", path, "--overwrite"]
             moment = self.random.uniform(0, seconds)
@@ -304,7 +314,6 @@ class Trials:
             except (StgError, OSError) as error:
                 self.fault("export", f"{error}")
             if code is None:
-                done += 1
                 self.count("export", "killed")
                 same = path.read_bytes() == before
                 self.count("export", "old file" if same else "whole new file")
@@ -314,8 +323,9 @@ class Trials:
             for item in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
                 self.count("export", "left a temporary file")
                 item.unlink()
+            yield
 
-    def engine(self, kills: int) -> None:
+    def engine(self) -> Iterator[None]:
         """Engines by TensorRT for RTX, which needs no GPU; with the record beside each."""
         self.model()
         folder = self.folder / "engines"
@@ -324,8 +334,7 @@ class Trials:
         options = ["--tensorrt", engine, "--target", "sm89", "--overwrite"]
         command = ["stg-export", self.folder / "whole", "-o", model, "--static", *options]
         seconds = self.run(*command)
-        done = 0
-        while done < kills:
+        while True:
             before = engine.read_bytes()
             code = finish(start(*command, log=self.log), self.random.uniform(0, seconds))
             data = engine.read_bytes()
@@ -333,7 +342,6 @@ class Trials:
             check_onnx(read_model(model), "m")
             matches = hashlib.sha256(data).hexdigest() == record.engine
             if code is None:
-                done += 1
                 self.count("engine", "killed")
                 self.count("engine", "old file" if data == before else "whole new file")
                 if not matches:  # between the two renames: the engine would be refused
@@ -346,6 +354,7 @@ class Trials:
             for item in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 self.count("engine", "left a temporary file")
                 item.unlink()
+            yield
 
 
 def commit() -> str:
@@ -358,24 +367,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--kinds", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop then, whatever was done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    whole = sum(SHARES[kind] for kind in arguments.kinds)
+    result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         trials = Trials(Path(name), arguments.seed)
-        for kind in arguments.kinds:
-            kills = max(1, round(arguments.kills * SHARES[kind] / whole))
-            getattr(trials, kind)(kills)
-            print(kind, dict(trials.counts[kind]), f"{time.monotonic() - began:.0f} s", flush=True)
+        work = {kind: getattr(trials, kind)() for kind in arguments.kinds}
+
+        def killed(kind: str) -> int:
+            return trials.counts.get(kind, Counter())["killed"]
+
+        while sum(map(killed, work)) < arguments.kills and not trials.faults:
+            if time.monotonic() - began > 60 * arguments.minutes:
+                break
+            kind = min(work, key=lambda kind: killed(kind) / SHARES[kind])
+            next(work[kind], None)
             result = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "commit": commit(),
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared",
                 "seconds": round(time.monotonic() - began),
-                "kills": sum(counts["killed"] for counts in trials.counts.values()),
+                "kills": sum(map(killed, work)),
                 "lost_or_half_written": len(trials.faults),
                 "faults": trials.faults,
                 "kinds": {kind: dict(counts) for kind, counts in trials.counts.items()},
