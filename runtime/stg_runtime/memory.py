@@ -358,6 +358,38 @@ def foresee(
     return _whole(base, gradient.metadata.channels, lengths, chains, size, measure(gradient))
 
 
+def refuse_larger(
+    gradient: HostGradient, lengths: Sequence[int], *, held: float, limit: int | None, hint: str
+) -> None:
+    """Refuse a walk in one piece that does not fit, before it starts.
+
+    Args:
+        gradient: that will be walked; measured when the walk is not clearly small.
+        lengths: (T, H, W) of the walk.
+        held: bytes that the caller will hold besides.
+        limit: bytes this process may hold in all; None is no limit.
+        hint: what the user could do.
+
+    Raises:
+        InputError: the figure, and the longest walk that would fit.
+    """
+    voxels, channels = math.prod(lengths), gradient.metadata.channels
+    surely = resident_memory() + _OUTPUT + held + voxels * (9 * channels + _UNMEASURED)
+    if limit is None or surely <= limit:
+        return
+    base = resident_memory()
+    needed = foresee(gradient, lengths) + held
+    if needed <= limit:
+        return
+    fixed = base + _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]
+    longest = int((limit - fixed) / (needed - fixed) * lengths[0])
+    fits = f"; about {longest} frames would fit" if longest > 0 else ""
+    raise InputError(
+        f"a walk of {'x'.join(map(str, lengths))} needs about {show_memory(needed)}, "
+        f"{show_memory(limit)} are there{fits}; {hint}"
+    )
+
+
 def _whole(
     base: int,
     channels: int,

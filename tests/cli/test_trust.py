@@ -204,6 +204,17 @@ def test_sizes_in_metadata_allocate_nothing(trained: Path, tmp_path: Path) -> No
         refused(run("stg-run", "synthesize", tmp_path / "m.onnx", "-o", tmp_path / "o"), says)
 
 
+def test_inpainting_that_does_not_fit_is_refused_with_the_figure(
+    trained: Path, tmp_path: Path
+) -> None:
+    command = ["stg-run", "inpaint", trained / "model.onnx", trained / "clip.npy"]
+    command += ["--mask", "region:5", "-o", tmp_path / "o.npy", "--max-memory"]
+    result = run(*command, "20M")
+    refused(result, "a walk of 12x16x16 needs about ")
+    assert "20M are there" in result.stderr and "--crop auto" in result.stderr
+    assert run(*command, "2G").returncode == 0
+
+
 def test_a_title_in_no_encoding_is_read(tmp_path: Path) -> None:
     """What fuzzing found: players show such a title as they can, and the frames are fine."""
     from stg_runtime.video import read_clip
