@@ -315,7 +315,8 @@ def walk(
     _check_energies(energies, first, job, metadata, numbers)
     since = chains.silent if isinstance(chains, HostChains) else [0] * len(numbers)
     for index, video in enumerate(chains.read()):
-        who, last = f"chain {numbers[index]} (seed {job.seed})", float(energies[-1, index])
+        who = f"chain {numbers[index]} (seed {job.seed})"
+        last = float(energies[-1, index]) if len(energies) else math.nan
         if not np.isfinite(video.sum(dtype=np.float64)):
             raise not_finite(who, job.n_steps, last, None, metadata)
         if since[index]:
