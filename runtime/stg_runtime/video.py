@@ -309,6 +309,10 @@ def _decode(path: Path) -> Iterator[Image]:
                 held = "only other streams" if container.streams else "the file is damaged or none"
                 raise InputError(f"{path}: holds no video, {held}")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError(
+                    f"{path}: its video is in a codec that FFmpeg does not know here; convert it"
+                )
             stream.thread_type = "SLICE"  # threads per frame lose the errors of the last frames
             _check_frame(path, (stream.width, stream.height))
             end: Fraction | None = None

@@ -210,7 +210,7 @@ def test_inpainting_that_does_not_fit_is_refused_with_the_figure(
     command = ["stg-run", "inpaint", trained / "model.onnx", trained / "clip.npy"]
     command += ["--mask", "region:5", "-o", tmp_path / "o.npy", "--max-memory"]
     result = run(*command, "20M")
-    refused(result, "a walk of 12x16x16 needs about ")
+    refused(result, "a walk of 16x16x16 needs about ")
     assert "20M are there" in result.stderr and "--crop auto" in result.stderr
     assert run(*command, "2G").returncode == 0
 
@@ -226,6 +226,21 @@ def test_a_title_in_no_encoding_is_read(tmp_path: Path) -> None:
     assert b"Lavf" in data  # the encoder's name
     path.write_bytes(data.replace(b"Lavf", b"\x80\xffvf", 1))
     assert len(read_clip(path).frames) == 3
+
+
+def test_a_codec_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: such a stream has no size."""
+    from stg_runtime.errors import InputError
+    from stg_runtime.video import read_clip
+    from stg_runtime.video_write import write_video
+
+    path = tmp_path / "a.mp4"
+    write_video(path, np.zeros((3, 16, 16, 3), np.uint8), 25)
+    data = path.read_bytes()
+    assert data.count(b"avc1") > 1
+    path.write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(InputError, match="codec that FFmpeg does not know"):
+        read_clip(path)
 
 
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:
