@@ -236,8 +236,9 @@ def test_every_cut_and_every_flipped_byte_is_judged_quickly(trained_model: bytes
             data[place : place + 1] = bytes([random.integers(256)])
         with contextlib.suppress(InputError):
             check_onnx(bytes(data), "m.onnx")
-    assert tracemalloc.get_traced_memory()[1] < 20 * len(trained_model)
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert peak < 1 << 20
     assert time.perf_counter() - began < 30
 
 
