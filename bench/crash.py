@@ -87,21 +87,23 @@ def start(*arguments: object, log: Path) -> int:
         os._exit(code)
 
 
-def finish(child: int, after: float | None = None) -> int | None:
+def finish(child: int, after: float | None = None, writing: Path | None = None) -> int | None:
     """Wait for a process, or kill it; its exit code, None where killed.
 
     Args:
         child: its number.
         after: seconds of processor time, which a busy machine does not stretch.
+        writing: kill it then, while a file under a temporary name lies in this folder.
     """
     if after is not None:
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
-            if spent(child) >= after:
+            reached = spent(child) >= after
+            if reached and (writing is None or any(writing.glob(f"{TEMPORARY_PREFIX}*"))):
                 break
-            time.sleep(0.005)
+            time.sleep(0.0005 if reached else 0.005)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -167,6 +169,11 @@ class Trials:
             raise SystemExit(f"{arguments}: exit {code}: {self.log.read_text()}")
         return usage.ru_utime + usage.ru_stime
 
+    def moment(self, seconds: float, folder: Path) -> tuple[float, Path | None]:
+        """When to kill: at any time, and half the times while something is being written."""
+        after = self.random.uniform(0, seconds)
+        return after, folder if self.random.random() < 0.5 else None
+
     def fault(self, kind: str, what: str) -> None:
         self.faults.append(f"{kind}: {what}")
         print(f"FAULT {kind}: {what}", flush=True)
@@ -224,8 +231,7 @@ class Trials:
                     "stg-train", "-o", cut, *(["--resume"] if resume else recipe), log=self.log
                 )
                 last = rounds >= MOST_ROUNDS
-                after = None if last else self.random.uniform(0, seconds)
-                code = finish(child, after)
+                code = finish(child) if last else finish(child, *self.moment(seconds, cut))
                 if code is not None:
                     if code != 0:
                         self.fault("training", f"exit {code}: {self.log.read_text()[-300:]}")
@@ -258,7 +264,8 @@ class Trials:
         for path, command, hashes, seconds in itertools.cycle(made):
             before = digest(path)
             which = "old" if before == hashes["new"] else "new"
-            code = finish(start(*command(which), log=self.log), self.random.uniform(0, seconds))
+            child = start(*command(which), log=self.log)
+            code = finish(child, *self.moment(seconds, path.parent))
             after = digest(path) if path.exists() else "nothing"
             if code is None:
                 self.count(kind, "killed")
@@ -307,8 +314,8 @@ class Trials:
         while True:
             before = path.read_bytes()
             command = ["stg-export", self.folder / "whole", "-o", path, "--overwrite"]
-            moment = self.random.uniform(0, seconds)
-            code = finish(start(*command, log=self.log), moment)
+            child = start(*command, log=self.log)
+            code = finish(child, *self.moment(seconds, path.parent))
             try:
                 check_onnx(path.read_bytes(), "exported")
             except (StgError, OSError) as error:
@@ -336,7 +343,8 @@ class Trials:
         seconds = self.run(*command)
         while True:
             before = engine.read_bytes()
-            code = finish(start(*command, log=self.log), self.random.uniform(0, seconds))
+            child = start(*command, log=self.log)
+            code = finish(child, *self.moment(seconds, folder))
             data = engine.read_bytes()
             record = Record.from_json(engine.with_name("m.engine.json").read_text())
             check_onnx(read_model(model), "m")

@@ -173,9 +173,9 @@ def foreign_models(folder: Path, model: Path) -> dict[str, tuple[Path, str]]:
         files[name] = (folder / name, says)
 
     add("missing.onnx", None, "no such model")
-    add("empty.onnx", b"", "cannot load")
-    add("text.onnx", b"this is not a model", "cannot load")
-    add("cut.onnx", model.read_bytes()[:3000], "cannot load")
+    add("empty.onnx", b"", "refused before it is loaded")
+    add("text.onnx", b"this is not a model", "refused before it is loaded")
+    add("cut.onnx", model.read_bytes()[:3000], "refused before it is loaded")
     plain = onnx.load(model)
     entry = next(item for item in plain.metadata_props if item.key == METADATA_KEY)
     metadata = json.loads(entry.value)
