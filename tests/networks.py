@@ -45,6 +45,8 @@ class Network:
             padding=units.padding,
             min_size=SimpleNamespace(frames=least[0], height=least[1], width=least[2]),
             recipe="test",
+            reference_std=1.0,
+            precision="fp32",
             spot_noise=None,
             scales=1,
         )

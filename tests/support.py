@@ -15,6 +15,28 @@ def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
+def refused(result: subprocess.CompletedProcess[str], says: str) -> None:
+    """Exit code 2 and one line that names the fault."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert says in result.stderr, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert not result.stdout
+
+
+def tiny_metadata(**changes: object) -> dict[str, object]:
+    """Fields of the metadata of a model of 8 x 8 x 8 pixels."""
+    size = {"frames": 8, "height": 8, "width": 8}
+    values: dict[str, object] = {
+        "recipe": "test", "reference_std": 1.5, "step_size": 0.3, "noise_scale": 1.0, "n_steps": 6,
+        "init_std": 1.0, "pixel_mean": (100.0, 110.0, 120.0), "pixel_scale": 20.0,
+        "size": {**size, "frames": 6}, "margin_frames": 1, "fps": 25.0, "free_axes": (),
+        "graph_size": size, "min_size": size, "clips": (), "precision": "fp32", "opset": 18,
+        "lowering": "none", "versions": {}, "parity": (),
+    }  # fmt: skip
+    return values | changes
+
+
 def tiny_recipe(clip: Path, **overrides: object) -> Recipe:
     return load_recipe(
         "fc-s",

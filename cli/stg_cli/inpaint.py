@@ -74,6 +74,10 @@ def inpaint(
         int,
         typer.Option(min=0, max=1000, help="Pixels by which a mask file hides more, all around."),
     ] = 0,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="2G", help="Of this process [default: most of what is free]."),
+    ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:i]|tensorrt", help="Where to run.")
     ] = "auto",
@@ -92,9 +96,11 @@ def inpaint(
     import numpy as np
 
     from stg_runtime.backends import open_backend
+    from stg_runtime.backends.base import HostGradient
     from stg_runtime.inpaint import inpaint as walk
     from stg_runtime.inpaint import plan, seam
     from stg_runtime.mask import read_masked_clip
+    from stg_runtime.memory import budget, refuse_larger
     from stg_runtime.video_write import check_video_output, write_video
 
     check_video_output(output, overwrite)
@@ -120,6 +126,12 @@ def inpaint(
         seed=seed,
         init=init,
     )
+    if isinstance(backend, HostGradient):
+        values = 4.0 * job.graph[1] * job.graph[2] * job.graph[3] * job.graph[4]
+        refuse_larger(  # what is known, and the interpolation of what is not
+            backend, job.graph[2:], held=4 * values, limit=budget(max_memory),
+            hint="pass --crop auto, or --start and --frames for a part",
+        )  # fmt: skip
     began = time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("steps", total=job.n_steps) if bar else None

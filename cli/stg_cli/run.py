@@ -211,13 +211,29 @@ def sheet(
 
 
 @app.command()
-def info(model: Model, as_json: AsJson = False, debug: Debug = False) -> None:
+def info(
+    model: Model,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check hashes, versions and the gradient against the energy; 1 if one fails.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Say what a model is and what it can make.
 
     Example: stg-run info fire.onnx
+
+    With --verify: is the file whole, and its gradient still that of its energy on this machine?
     """
     from stg_runtime.backends.onnxruntime_cpu import read_scales
 
+    if verify:
+        _verify(model, as_json)
+        return
     metadata, *coarser = read_scales(model)
     if as_json:
         value = metadata.model_dump(mode="json", exclude={"mean_image", "spot"})
@@ -252,6 +268,18 @@ def _smallest(metadata: Any) -> str:
     size, frames, edge = metadata.min_size, metadata.margin_frames, metadata.margin_size
     sides = ((size.frames, frames), (size.height, edge), (size.width, edge))
     return "x".join(str(max(1, least - 2 * margin)) for least, margin in sides)
+
+
+def _verify(model: Path, as_json: bool) -> None:
+    from stg_runtime.verify import verify
+
+    found = verify(model)
+    if as_json:
+        print_json({"model": str(model), "checks": [check.as_dict() for check in found]})
+    else:
+        _table({check.name: f"{check.result:<8}{check.detail}" for check in found})
+    if any(check.passed is False for check in found):
+        raise typer.Exit(1)
 
 
 def _levels(metadata: Any) -> str:

@@ -161,12 +161,17 @@ def train(
         if overwrite:
             raise InputError("--resume and --overwrite exclude each other")
         work = Run.resume(run, updates=updates, device=device, world=world)
-        given = {key: value for key, value in overrides.items() if value is not None}
-        if recipe is not None or scale is not None:
-            # The command that started the run may be repeated with --resume; it must say the same.
-            whole = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
-            given = {**_flat(whole.model_dump(exclude={"description": True})), **given}
-        _refuse_changes(run, work.learner.recipe, given)
+        try:
+            given = {key: value for key, value in overrides.items() if value is not None}
+            if recipe is not None or scale is not None:
+                # The command that started the run may be repeated with --resume; it must say the
+                # same.
+                whole = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
+                given = {**_flat(whole.model_dump(exclude={"description": True})), **given}
+            _refuse_changes(run, work.learner.recipe, given)
+        except BaseException:
+            work.close()
+            raise
         if work.learner.update_count >= work.learner.recipe.learning.updates:
             print(
                 f"{run} has made its {work.learner.update_count} updates already; "
@@ -183,6 +188,7 @@ def train(
     try:
         _learn(work)
     finally:
+        work.close()
         world.leave()
 
 
@@ -222,7 +228,7 @@ class _Stop:
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + self.signal)
         self.signal = number
         print("stopping after this update (again to stop at once)", file=sys.stderr)
 

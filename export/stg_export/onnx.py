@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import warnings
@@ -133,7 +134,9 @@ def export_energy_grad(
         )
         if metadata is not None:
             entry = model.metadata_props.add()
-            entry.key, entry.value = METADATA_KEY, metadata(found, used).to_json()
+            digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+            said = metadata(found, used).model_copy(update={"graph_sha256": digest})
+            entry.key, entry.value = METADATA_KEY, said.to_json()
             onnx.save(model, temporary)
     return found
 

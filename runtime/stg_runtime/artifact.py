@@ -31,6 +31,7 @@ METADATA_KEY = "stg"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes
 LARGEST_FILTER = 129  # taps of an equalizer along an axis
+LARGEST_MEAN = 1 << 29  # bytes
 MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 
 Axis = Literal["N", "T", "H", "W"]
@@ -41,6 +42,7 @@ _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Tap = Annotated[float, Field(ge=-1e3, le=1e3)]
 _Natural = Annotated[int, Field(ge=0)]
+_Extent = Annotated[int, Field(ge=1, le=1 << 24)]
 _Triple = tuple[_Count, _Count, _Count]
 
 
@@ -64,9 +66,9 @@ class _Strict(BaseModel):
 class Size(_Strict):
     """Frames, height and width of a video, in frames and pixels."""
 
-    frames: _Count
-    height: _Count
-    width: _Count
+    frames: _Extent
+    height: _Extent
+    width: _Extent
 
     def __str__(self) -> str:
         """`TxHxW`, as users write it."""
@@ -159,6 +161,8 @@ class Metadata(_Strict):
         parity: comparisons with float64 autograd made before the file was kept.
         scales: of a multi-grid model, this one included; the coarser ones are in the file, see
             `stg_runtime.grids`.
+        graph_sha256: SHA-256 of the graph that was compared, as the file holds it; None in older
+            files.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -194,6 +198,7 @@ class Metadata(_Strict):
     parity: tuple[Parity, ...]
     margin_size: _Natural = 0
     scales: Annotated[int, Field(ge=1, le=6)] = 1
+    graph_sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
 
     @property
     def channels(self) -> int:
@@ -271,8 +276,10 @@ def unpack_mean_image(text: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The inverse of `pack_mean_image`.
 
     Raises:
-        ValueError: not such a text, or of another size.
+        ValueError: not such a text, of another size, or larger than `LARGEST_MEAN`.
     """
+    if 2 * math.prod(shape) > LARGEST_MEAN:
+        raise ValueError(f"mean_image of {shape} is larger than {LARGEST_MEAN} bytes")
     data = _inflate(text, 2 * math.prod(shape), "mean_image")
     levels = np.frombuffer(data, "<u2").reshape(shape).astype(np.float32)
     levels /= MEAN_STEPS
@@ -319,7 +326,7 @@ def parse_metadata(text: str, source: str) -> Metadata:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{source}: its stg metadata is not JSON ({error}); export it again"
         ) from None

@@ -23,7 +23,7 @@ from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.cuda.chains import DeviceChains
 from stg_runtime.backends.cuda.device import CudaDevice
 from stg_runtime.backends.host import HostChains
-from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, require_onnxruntime
+from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, read_model, require_onnxruntime
 from stg_runtime.errors import StgError
 
 UPDATE_BYTES: Final = 12  # per value: read x, read gradient, write x
@@ -333,7 +333,7 @@ def count_flop(path: Path, shape: Shape, metadata: Metadata) -> float:
     with tempfile.TemporaryDirectory(prefix="stg-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            read_model(path), options, providers=["CPUExecutionProvider"]
         )
         if "N" not in metadata.free_axes:
             shape = (session.get_inputs()[0].shape[0], *shape[1:])

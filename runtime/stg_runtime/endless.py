@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.errors import InputError
 from stg_runtime.grids import refuse_scales
+from stg_runtime.health import check_levels, is_silent, not_finite, silent
 from stg_runtime.langevin import INITIAL, Walker, standard_normal
 from stg_runtime.video import Frames, to_pixels
 from stg_runtime.windows import locked, reach
@@ -100,7 +101,7 @@ class Endless:
         """Pixels of the next blocks; the first lacks the margin at the video's beginning.
 
         Raises:
-            DivergenceError: a value is not finite.
+            DivergenceError: a value is not finite, the network is silent, or a block saturated.
         """
         metadata = self.metadata
         cut = metadata.margin_frames
@@ -113,6 +114,9 @@ class Endless:
                 skipped = min(cut, self.block)
                 cut -= skipped
                 if skipped < self.block:
+                    who = f"block {number} (seed {self._walker.seed})"
+                    levels = (metadata.mean(), metadata.pixel_scale)
+                    check_levels(x[:, skipped:], *levels, who, f"after {last} steps")
                     yield to_pixels(x[:, skipped:], metadata.mean(), metadata.pixel_scale)
                 self._spare.append(x)
 
@@ -144,8 +148,12 @@ class Endless:
         for index, number in enumerate(range(first, end + 1)):
             window[0, :, index * self.block : (index + 1) * self.block] = before[number]
         self._gradient.bind(window, grad)
-        self._gradient.run()
+        energy = float(self._gradient.run()[0])
         metadata = self.metadata
+        who = f"block {begin} (seed {self._walker.seed})"
+        n_steps = len(self._levels) - 1
+        if step == n_steps and is_silent(window, grad, metadata.reference_std):
+            raise silent(who, step, n_steps, energy)
         for number in range(begin, end):
             x, place = self._room(), (number - first) * self.block
             np.copyto(x, before[number])
@@ -161,11 +169,8 @@ class Endless:
             )
             self._spare.append(own)
             if not np.isfinite(x.sum(dtype=np.float64)):
-                raise DivergenceError(
-                    f"block {number} (seed {self._walker.seed}) became non-finite at step {step}; "
-                    f"the model was trained for {metadata.n_steps} steps of size "
-                    f"{metadata.step_size:g}"
-                )
+                who = f"block {number} (seed {self._walker.seed})"
+                raise not_finite(who, step, energy, None, metadata)
             self._levels[step][number] = x
         self._made[step] = end
         for number in [number for number in before if number < end - 1]:

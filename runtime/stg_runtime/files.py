@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -12,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stg_runtime.errors import InputError, StgError
 
@@ -113,7 +117,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             _flush(temporary)
             _move(temporary, final)
         except OSError as error:
-            raise StgError(f"{path}: could not be written: {error.strerror or error}") from error
+            raise write_failed(path, error) from error
     finally:  # a successful rename leaves nothing to remove
         _remove(temporary)
 
@@ -128,7 +132,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         try:
             temporary.write_bytes(data)
         except OSError as error:
-            raise StgError(f"{path}: could not be written: {error.strerror or error}") from error
+            raise write_failed(path, error) from error
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -138,6 +142,28 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
         StgError: the file could not be written (no space, no permission).
     """
     atomic_write_bytes(path, text.encode())
+
+
+def atomic_save_array(path: str | os.PathLike[str], array: NDArray[np.generic]) -> None:
+    """Write an .npy, whole or not at all.
+
+    Raises:
+        StgError: the file could not be written (no space, no permission).
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, array)
+        except OSError as error:
+            raise write_failed(path, error) from error
+
+
+def write_failed(path: str | os.PathLike[str], error: OSError) -> StgError:
+    """The error that says why an output could not be written."""
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno is None and "requested and" in reason:  # NumPy's words for a short write
+        reason = os.strerror(errno.ENOSPC)
+    return StgError(f"{path}: could not be written: {reason}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -153,22 +179,39 @@ def _flush(path: Path) -> None:
 
 
 def _move(temporary: Path, final: Path) -> None:
-    """Rename, also over a folder that is not empty (which needs two renames)."""
+    """Rename, also over a folder that is not empty."""
     try:
         temporary.replace(final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        old = final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
-        final.replace(old)
-        try:
-            temporary.replace(final)
-        except OSError:
-            old.replace(final)
-            raise
-        _remove(old)
+        if not _exchange(temporary, final):
+            _replace_folder(temporary, final)
     with suppress(OSError):  # not every file system lets a folder be flushed
         _fsync(final.parent)
+
+
+def _exchange(temporary: Path, final: Path) -> bool:
+    """Have two names change places in one step, so that a kill finds either; False: cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(temporary), os.fsencode(final)
+    return int(rename(here, names[0], here, names[1], exchange)) == 0
+
+
+def _replace_folder(temporary: Path, final: Path) -> None:
+    """Two renames, where the file system cannot exchange; a kill between leaves both hidden."""
+    old = final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}")
+    final.replace(old)
+    try:
+        temporary.replace(final)
+    except BaseException:
+        old.replace(final)
+        raise
+    _remove(old)
 
 
 def _fsync(path: Path) -> None:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
-from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.backends.host import HostChains
+from stg_runtime.errors import InputError
 from stg_runtime.fill import fill
 from stg_runtime.grids import refuse_scales
+from stg_runtime.health import check_share, not_finite, silent
 from stg_runtime.langevin import Float32
 from stg_runtime.mask import Mask, dilate
 from stg_runtime.spot import first_noise
@@ -214,7 +216,8 @@ def inpaint(
         uint8, (T, H, W, C); known pixels are those of `frames`, bit for bit.
 
     Raises:
-        DivergenceError: an energy or the result is not finite.
+        DivergenceError: an energy or the result is not finite, the network fell silent, or what was
+            filled in is saturated.
     """
     metadata = backend.metadata
     x, y, w, h = job.box
@@ -243,6 +246,14 @@ def inpaint(
     chains.clamp(values, mask)
     _walk(chains, metadata, job, progress)
     walked = chains.read()[0, :, job.margin : job.margin + last - first]
+    free = np.broadcast_to(~known, walked.shape)
+    levels = walked * np.float32(metadata.pixel_scale) + (
+        metadata.mean() if metadata.mean().ndim == 4 else metadata.mean()[:, None]
+    )
+    beyond = int(np.count_nonzero(((levels < -0.5) | (levels > 255.5)) & free))
+    check_share(
+        beyond, int(free.sum()), f"the walk (seed {job.seed})", f"after {job.n_steps} steps"
+    )
     made = to_pixels(walked, metadata.mean(), metadata.pixel_scale)
     out = frames.copy()
     out[window] = np.where(known[..., None], frames[window], made)
@@ -289,14 +300,15 @@ def _walk(chains: Chains, metadata: Metadata, job: Plan, progress: Progress | No
             break
         if progress is not None:
             progress(step, math.nan if energy is None else float(energy.mean()))
-    energies = chains.energies()
-    bad = np.flatnonzero(~np.isfinite(energies).all(1))
+    energies = chains.energies()[:, 0]
+    bad = np.flatnonzero(~np.isfinite(energies))
+    who = f"the walk (seed {job.seed})"
     if len(bad) or not np.isfinite(chains.read().sum(dtype=np.float64)):
-        step = int(bad[0]) + 1 if len(bad) else job.n_steps
-        raise DivergenceError(
-            f"the walk became non-finite at step {step} (seed {job.seed}); the model was trained "
-            f"for {metadata.n_steps} steps of size {metadata.step_size:g}"
-        )
+        row = int(bad[0]) if len(bad) else job.n_steps - 1
+        before = float(energies[row - 1]) if row and len(bad) else None
+        raise not_finite(who, row + 1, float(energies[row]), before, metadata)
+    if isinstance(chains, HostChains) and chains.silent[0]:
+        raise silent(who, chains.silent[0], job.n_steps, float(energies[-1]))
 
 
 def seam(frames: Frames, observed_mask: Mask) -> Seam | None:

@@ -26,7 +26,9 @@ MIB = 1 << 20
 _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
-_OUTPUT = 48 * MIB  # the libraries and buffers of an encoder
+_OUTPUT = 48 * MIB  # the libraries and buffers of an encoder, never more
+_WRITER = 20 * MIB  # ... as they are
+_WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
 _MIXED = 1.1  # pieces of several shapes do not fill the memory that each other left
 _SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 18  # voxels: half a second on one core
 
@@ -141,7 +143,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
-        size = _probe(metadata, probe)
+        size = probe_size(metadata, probe)
         shape = (1, metadata.channels, size.frames, size.height, size.width)
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
@@ -158,7 +160,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     return Cost(0, _MIXED * taken / voxels)
 
 
-def _probe(metadata: Metadata, voxels: float) -> Size:
+def probe_size(metadata: Metadata, voxels: float) -> Size:
     """The model's own size, made smaller along its free axes to about so many voxels."""
     whole, least = metadata.graph_size, metadata.min_size
     free = [axis in metadata.free_axes for axis in AXES]
@@ -173,7 +175,14 @@ def _probe(metadata: Metadata, voxels: float) -> Size:
             strict=True,
         )
     )
-    return Size(frames=frames, height=height, width=width)
+    extents = [frames, height, width]
+    # Sides as unequal as 1 : 1000000 stop at their least size; the longest makes up for it.
+    for axis in sorted(range(3), key=lambda axis: -extents[axis]):
+        if free[axis]:
+            rest = math.prod(extents) // extents[axis]
+            low = (least.frames, least.height, least.width)[axis]
+            extents[axis] = max(low, min(extents[axis], int(2 * voxels / rest)))
+    return Size(frames=extents[0], height=extents[1], width=extents[2])
 
 
 @dataclass(frozen=True)
@@ -277,9 +286,10 @@ def plan_windows(
         InputError: it does not fit: the message has the figure and the most that would fit.
     """
     metadata = gradient.metadata
+    channels = metadata.channels
     voxels = chains * math.prod(lengths)
     if per_voxel is None:
-        per_voxel = (2 * 4 + 1) * metadata.channels
+        per_voxel = (2 * 4 + 1) * channels
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
@@ -303,7 +313,8 @@ def plan_windows(
     message = (
         f"--max-memory {show_memory(limit)}: this run needs at least {show_memory(needed)} "
         f"({show_memory(voxels * per_voxel + held)} for the video, {show_memory(window)} for its "
-        f"smallest window, {show_memory(fixed - held)} for the program)"
+        f"smallest window, {show_memory(fixed - held)} for the program); in one piece it takes "
+        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, (*lengths,), cost))}"
     )
     area = chains * lengths[1] * lengths[2] * per_voxel
     longest = int((limit - fixed - window) // area) if area else 0
@@ -322,3 +333,73 @@ def _smallest_piece(metadata: Metadata, lengths: Sequence[int], periodic: Sequen
     for axis, length in zip(AXES, lengths, strict=True):
         volume *= _cuts(length, reach(metadata, axis), axis in periodic)[-1][1]
     return volume
+
+
+def foresee(
+    gradient: HostGradient,
+    lengths: Sequence[int],
+    *,
+    chains: int = 1,
+    finished: Size | None = None,
+) -> int:
+    """Bytes that this process will hold at most, walking videos in one piece and writing them.
+
+    Within 15 % of what is used, see `bench/memory.py`. The modules that write the file are loaded
+    already (`check_video_output` does that).
+
+    Args:
+        gradient: that will be walked; it is measured, see `measure`.
+        lengths: (T, H, W) of the walk, margins included.
+        chains: walked together.
+        finished: size of a finished video; that of the walk by default.
+    """
+    base = resident_memory()
+    size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
+    return _whole(base, gradient.metadata.channels, lengths, chains, size, measure(gradient))
+
+
+def refuse_larger(
+    gradient: HostGradient, lengths: Sequence[int], *, held: float, limit: int | None, hint: str
+) -> None:
+    """Refuse a walk in one piece that does not fit, before it starts.
+
+    Args:
+        gradient: that will be walked; measured when the walk is not clearly small.
+        lengths: (T, H, W) of the walk.
+        held: bytes that the caller will hold besides.
+        limit: bytes this process may hold in all; None is no limit.
+        hint: what the user could do.
+
+    Raises:
+        InputError: the figure, and the longest walk that would fit.
+    """
+    voxels, channels = math.prod(lengths), gradient.metadata.channels
+    surely = resident_memory() + _OUTPUT + held + voxels * (9 * channels + _UNMEASURED)
+    if limit is None or surely <= limit:
+        return
+    base = resident_memory()
+    needed = foresee(gradient, lengths) + held
+    if needed <= limit:
+        return
+    fixed = base + _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]
+    longest = int((limit - fixed) / (needed - fixed) * lengths[0])
+    fits = f"; about {longest} frames would fit" if longest > 0 else ""
+    raise InputError(
+        f"a walk of {'x'.join(map(str, lengths))} needs about {show_memory(needed)}, "
+        f"{show_memory(limit)} are there{fits}; {hint}"
+    )
+
+
+def _whole(
+    base: int,
+    channels: int,
+    lengths: Sequence[int],
+    chains: int,
+    finished: tuple[int, ...],
+    cost: Cost,
+) -> int:
+    voxels = chains * math.prod(lengths)
+    walked = (2 * 4 + 1) * channels * voxels + cost.of(voxels)
+    pixels = finished[1] * finished[2]
+    written = _WRITER + _WRITER_PER_PIXEL * pixels + channels * finished[0] * pixels
+    return int(base + walked + written)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
-from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.backends.host import HostChains
+from stg_runtime.errors import InputError
 from stg_runtime.footage import Footage, begin
 from stg_runtime.grids import (
     FACTOR,
@@ -21,6 +22,7 @@ from stg_runtime.grids import (
     refuse_scales,
     to_finer,
 )
+from stg_runtime.health import check_levels, check_pixels, not_finite, silent
 from stg_runtime.langevin import Float32
 from stg_runtime.memory import plan_windows
 from stg_runtime.pyramid import Pyramid
@@ -302,7 +304,8 @@ def synthesize(
         The video, uint8, (T, H, W, C), margins cut.
 
     Raises:
-        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+        DivergenceError: an energy or the result is not finite, the network fell silent, or the
+            video is saturated or of one colour; nothing is replaced or hidden.
     """
     (video,) = synthesize_together(
         chains, metadata, job, numbers=[number], footage=footage, progress=progress
@@ -333,7 +336,8 @@ def synthesize_together(
         The videos, each uint8, (T, H, W, C), margins and given ends cut.
 
     Raises:
-        DivergenceError: an energy or the result is not finite; nothing is replaced or hidden.
+        DivergenceError: an energy or the result is not finite, the network fell silent, or the
+            video is saturated or of one colour; nothing is replaced or hidden.
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
     start(chains, metadata, job, numbers)
@@ -344,8 +348,14 @@ def synthesize_together(
     mean = metadata.mean()
     if mean.ndim == 4:  # one image for each frame of the walk
         mean = mean[:, kept]
-    videos = [to_pixels(video[:, kept], mean, metadata.pixel_scale) for video in x]
-    return [cut_edges(video, job.margin_size) for video in videos]
+    videos = []
+    for number, video in zip(numbers, x, strict=True):
+        who, doing = f"chain {number} (seed {job.seed})", f"after {job.n_steps} steps"
+        check_levels(video[:, kept], mean, metadata.pixel_scale, who, doing)
+        pixels = cut_edges(to_pixels(video[:, kept], mean, metadata.pixel_scale), job.margin_size)
+        check_pixels(pixels, who, doing)
+        videos.append(pixels)
+    return videos
 
 
 def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int]) -> None:
@@ -400,7 +410,7 @@ def walk(
     """Make the Langevin steps of a plan, from step `first` on, on chains that were started.
 
     Raises:
-        DivergenceError: an energy or the result is not finite.
+        DivergenceError: an energy or the result is not finite, or the network fell silent.
     """
     for step in range(first, job.n_steps + 1):
         energy = chains.step(step, step_size=metadata.step_size, noise_scale=metadata.noise_scale)
@@ -408,13 +418,16 @@ def walk(
             _check_energies(chains.energies()[-2:], max(first, step - 1), job, metadata, numbers)
         if progress is not None:
             progress(step, math.nan if energy is None else float(energy.mean()))
-    _check_energies(chains.energies(), first, job, metadata, numbers)
-    for number, video in zip(numbers, chains.read(), strict=True):
+    energies = chains.energies()
+    _check_energies(energies, first, job, metadata, numbers)
+    since = chains.silent if isinstance(chains, HostChains) else [0] * len(numbers)
+    for index, video in enumerate(chains.read()):
+        who = f"chain {numbers[index]} (seed {job.seed})"
+        last = float(energies[-1, index]) if len(energies) else math.nan
         if not np.isfinite(video.sum(dtype=np.float64)):
-            raise DivergenceError(
-                f"chain {number} (seed {job.seed}) became non-finite at its last step, "
-                f"{job.n_steps}"
-            )
+            raise not_finite(who, job.n_steps, last, None, metadata)
+        if since[index]:
+            raise silent(who, since[index], job.n_steps, last)
 
 
 def _check_energies(
@@ -425,9 +438,10 @@ def _check_energies(
     if not len(bad):
         return
     row, chain = (int(index) for index in bad[0])
-    before = f", the one before {energies[row - 1, chain]:.4g}" if row else ""
-    raise DivergenceError(
-        f"chain {numbers[chain]} (seed {job.seed}) became non-finite at step {first + row} "
-        f"(energy {energies[row, chain]}{before}); the model was trained for {metadata.n_steps} "
-        f"steps of size {metadata.step_size:g}"
+    raise not_finite(
+        f"chain {numbers[chain]} (seed {job.seed})",
+        first + row,
+        float(energies[row, chain]),
+        float(energies[row - 1, chain]) if row else None,
+        metadata,
     )

@@ -222,7 +222,7 @@ def _image_names(folder: Path) -> list[Path]:
 
 
 def _images(path: Path, names: Sequence[Path]) -> Iterator[Image]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     for name in names:
         try:
@@ -233,7 +233,9 @@ def _images(path: Path, names: Sequence[Path]) -> Iterator[Image]:
                     levels = np.clip(np.asarray(upright), 0, 65535) >> 8
                     upright = Image.fromarray(levels.astype(np.uint8))
                 yield upright.convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # damaged images raise whatever their decoder stumbles over
             raise InputError(f"{name}: not a readable image ({_one_line(error)})") from None
 
 
@@ -275,7 +277,8 @@ def _container(path: Path) -> InputContainer:
     av = _av(path)
     # "file:" and the lists: a file name is never a URL, nor a playlist that opens other files.
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-    container: InputContainer = av.open(f"file:{path}", options=options)
+    # Titles and comments are nobody's business here, and may hold any bytes.
+    container: InputContainer = av.open(f"file:{path}", options=options, metadata_errors="replace")
     return container
 
 
@@ -306,6 +309,10 @@ def _decode(path: Path) -> Iterator[Image]:
                 held = "only other streams" if container.streams else "the file is damaged or none"
                 raise InputError(f"{path}: holds no video, {held}")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError(
+                    f"{path}: its video is in a codec that FFmpeg does not know here; convert it"
+                )
             stream.thread_type = "SLICE"  # threads per frame lose the errors of the last frames
             _check_frame(path, (stream.width, stream.height))
             end: Fraction | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import math
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +14,13 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from stg_runtime.errors import InputError, StgError
-from stg_runtime.files import TEMPORARY_PREFIX, atomic_path, check_output, remove_leftovers
+from stg_runtime.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    check_output,
+    remove_leftovers,
+    write_failed,
+)
 from stg_runtime.video import Frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".npy", ".png", "")
@@ -109,7 +117,9 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
                     np.save(file, frames if frames.ndim == 5 else frames[None])
             else:
                 _write_folder(temporary, frames)
-        except (OSError, av.FFmpegError) as error:
+        except OSError as error:
+            raise write_failed(path, error) from None
+        except av.FFmpegError as error:
             raise StgError(
                 f"{path}: could not be written: {' '.join(str(error).split())}"
             ) from None
@@ -225,11 +235,23 @@ class RawPipe:
 
 
 class FrameFolder:
-    """A folder of PNGs that grows: a frame appears under its name when it is whole."""
+    """A folder of PNGs that grows: a frame appears under its name when it is whole.
+
+    Raises:
+        InputError: another program writes frames there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
         folder.mkdir(exist_ok=True)
+        self._lock = os.open(folder, os.O_RDONLY)  # a file for it would be among the frames
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise InputError(
+                f"{folder}: another program writes frames there; wait for it or name another folder"
+            ) from None
         for item in folder.iterdir():  # `check_output` let only an empty folder or frames pass
             item.unlink()
 
@@ -239,6 +261,7 @@ class FrameFolder:
 
     def __exit__(self, *_: object) -> None:
         remove_leftovers(self._folder)
+        os.close(self._lock)
 
     def write(self, frames: Frames) -> None:
         """Add frames, uint8, (T, H, W, 3)."""

@@ -11,19 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from support import run
+from support import refused, run
 
 from stg_runtime.artifact import METADATA_KEY
 from stg_runtime.video import read_clip
-
-
-def refused(result: subprocess.CompletedProcess[str], says: str) -> None:
-    """Exit code 2 and one line that names the fault."""
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert says in result.stderr, result.stderr
-    assert result.stderr.startswith("error: ")
-    assert not result.stdout
 
 
 @pytest.mark.parametrize("command", ["stg-run", "stg-train", "stg-export"])
@@ -182,9 +173,9 @@ def foreign_models(folder: Path, model: Path) -> dict[str, tuple[Path, str]]:
         files[name] = (folder / name, says)
 
     add("missing.onnx", None, "no such model")
-    add("empty.onnx", b"", "cannot load")
-    add("text.onnx", b"this is not a model", "cannot load")
-    add("cut.onnx", model.read_bytes()[:3000], "cannot load")
+    add("empty.onnx", b"", "refused before it is loaded")
+    add("text.onnx", b"this is not a model", "refused before it is loaded")
+    add("cut.onnx", model.read_bytes()[:3000], "refused before it is loaded")
     plain = onnx.load(model)
     entry = next(item for item in plain.metadata_props if item.key == METADATA_KEY)
     metadata = json.loads(entry.value)

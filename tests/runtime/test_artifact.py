@@ -233,6 +233,11 @@ def test_a_zip_bomb_is_refused_in_little_memory() -> None:
     assert peak < 4 * len(bomb)  # 256 MiB inflated, 350 kB deflated
 
 
+def test_a_mean_image_larger_than_any_is_refused_before_it_is_inflated() -> None:
+    with pytest.raises(ValueError, match="is larger than"):
+        unpack_mean_image("", (3, 1 << 20, 1 << 20))
+
+
 @pytest.mark.parametrize("axes", [["H"], ["W"], ["N", "T", "H", "W"]])
 def test_a_mean_image_fixes_height_and_width(axes: list[str]) -> None:
     value = json.loads(make(mean_image=pack_mean_image(mean_image())).to_json())

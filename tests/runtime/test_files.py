@@ -1,10 +1,20 @@
+import contextlib
 import os
+import resource
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stg_runtime.errors import InputError
-from stg_runtime.files import atomic_path, atomic_write_bytes, atomic_write_text, check_output
+from stg_runtime.errors import InputError, StgError
+from stg_runtime.files import (
+    atomic_path,
+    atomic_save_array,
+    atomic_write_bytes,
+    atomic_write_text,
+    check_output,
+)
 
 SUFFIXES = (".mp4", ".npy", "")
 
@@ -43,6 +53,57 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
             (temporary / f"{text}.png").write_text(text)
     assert listing(tmp_path) == ["frames"]
     assert listing(tmp_path / "frames") == ["new.png"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_in_one_step_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    """A kill, or Ctrl-C, at any moment of the move finds the old frames or the new ones."""
+    if not exchanges:
+        monkeypatch.setattr("stg_runtime.files._exchange", lambda *_: False)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "old.png").touch()
+    renamed = []
+    replace = Path.replace
+
+    def seen(source: Path, target: Path) -> Path:
+        if source.is_dir():
+            renamed.append(listing(tmp_path / "frames") if (tmp_path / "frames").exists() else [])
+            if len(renamed) == 3:
+                raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", seen)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        atomic_path(tmp_path / "frames") as temporary,
+    ):
+        temporary.mkdir()
+        (temporary / "new.png").touch()
+    if exchanges:
+        assert renamed == [["old.png"]]
+        assert listing(tmp_path / "frames") == ["new.png"]
+    else:
+        assert renamed == [["old.png"], ["old.png"], [], []]  # the last one puts the old one back
+        assert listing(tmp_path / "frames") == ["old.png"]
+    assert listing(tmp_path) == ["frames"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    atomic_save_array(tmp_path / "a.npy", np.zeros(4))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(StgError, match=r"a\.npy: could not be written: ") as caught:
+            atomic_save_array(tmp_path / "a.npy", np.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "requested" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert listing(tmp_path) == ["a.npy"] and np.load(tmp_path / "a.npy").shape == (4,)
 
 
 def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Chains in NumPy arrays, on a gradient that needs no model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ SHAPE = (2, 3, 4, 5, 6)
 class Spring:
     """E = |x|^2 / 2."""
 
-    metadata = None
+    metadata = SimpleNamespace(reference_std=2.0)
     description = "spring"
     threads = 2
 

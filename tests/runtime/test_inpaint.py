@@ -14,7 +14,7 @@ SHAPE = (14, 40, 50)
 
 def metadata(**changes: object) -> Metadata:
     values: dict[str, object] = {
-        "recipe": "test", "reference_std": 1.0, "step_size": 0.5, "noise_scale": 1.0, "n_steps": 6,
+        "recipe": "test", "reference_std": 2.0, "step_size": 0.5, "noise_scale": 1.0, "n_steps": 6,
         "init_std": 1.0, "pixel_mean": (100.0, 110.0, 120.0), "pixel_scale": 20.0,
         "size": Size(frames=8, height=16, width=16), "margin_frames": 2, "fps": 25.0,
         "free_axes": ("N", "T", "H", "W"), "graph_size": Size(frames=12, height=16, width=16),

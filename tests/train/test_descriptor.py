@@ -100,3 +100,9 @@ def test_bf16_gradients_of_short_videos_are_right(frames: int) -> None:
     for _ in range(20):
         error = (gradient(torch.bfloat16) - expected).norm() / expected.norm()
         assert float(error) < 0.01
+
+
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made() -> None:
+    layers = (ConvSpec(10**9, (7, 7, 7), (1, 1, 1), (0, 0, 0)),)
+    with pytest.raises(InputError, match="layer 1 of the network would have 1e\\+12 weights"):
+        Descriptor(layers, 3, (32, 32, 32))

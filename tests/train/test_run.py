@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import run as run_command
 from support import tiny_recipe
 
 from stg_runtime.errors import DivergenceError, InputError
+from stg_runtime.lock import LOCK
 from stg_train.checkpoint import read_checkpoint
 from stg_train.recipe import Recipe
 from stg_train.run import CHECKPOINT, METRICS, OBSERVED, RECIPE, Run, load_energy
@@ -115,7 +117,9 @@ def test_folder_holds_what_the_documentation_says(tiny: Recipe, tmp_path: Path) 
     run.learn()
     folder = tmp_path / "run"
     names = {item.name for item in folder.iterdir()} - {"tensorboard"}
-    assert names == {RECIPE, OBSERVED, CHECKPOINT, METRICS, "chains", "chains.mp4"}
+    assert LOCK in names
+    run.close()
+    assert names - {LOCK} == {RECIPE, OBSERVED, CHECKPOINT, METRICS, "chains", "chains.mp4"}
     assert [sheet.name for sheet in (folder / "chains").iterdir()] == ["update-000008.png"]
     observed = np.load(folder / OBSERVED)
     assert (observed.dtype, observed.shape) == (np.uint8, (1, 12, 16, 16, 3))
@@ -213,6 +217,12 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
         {key: value for key, value in header.items() if key != "fps"},
         [1, 2],
         {**header, "recipe": 3},
+        {**header, "update": "8"},
+        {**header, "update": -1},
+        {**header, "fps": float("nan")},
+        {**header, "scale": 0},
+        {**header, "kept": {"update": 1}},
+        {**header, "versions": 7},
     ):
         save_file(tensors, path, {"stg_checkpoint": json.dumps(broken)})
         with pytest.raises(InputError, match="checkpoint"):
@@ -273,3 +283,24 @@ def test_an_array_of_several_clips_is_several_clips(clip: Path, tmp_path: Path) 
     np.save(several, np.stack([frames, frames[:, ::-1]]))
     run = Run.start(tmp_path / "run", tiny_recipe(clip, **{"data.videos": [str(several)]}))
     assert np.array_equal(run.learner.observed.pixels[1], frames[:, ::-1])
+
+
+def test_a_run_in_use_is_refused_in_one_line(clip: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(clip, **{"learning.updates": 5000})
+    recipe.save(tmp_path / "tiny.toml")
+    process = start_cli(tmp_path / "run", tmp_path / "tiny.toml")
+    try:
+        wait_for((tmp_path / "run" / METRICS).exists, process)
+        for again in (["--resume"], ["--overwrite", "--recipe", str(tmp_path / "tiny.toml")]):
+            result = run_command("stg-train", "-o", tmp_path / "run", *again)
+            assert result.returncode == 2, result.stderr
+            assert f"in use by process {process.pid} on " in result.stderr
+            assert len(result.stderr.splitlines()) == 1
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert (tmp_path / "run" / LOCK).exists()
+    resumed = Run.resume(tmp_path / "run", updates=5000)  # the lock of the dead is void
+    resumed.close()
+    assert not (tmp_path / "run" / LOCK).exists()

@@ -178,23 +178,44 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
             if name.startswith(_COARSER)
         }
         coarser = _parse(path, header["coarser"], inner)
+    kept = header["kept"]
+    best, best_score = header.get("best"), header.get("best_score")  # not in older files
+    mean = tensors["mean"]
+    if mean.dtype != torch.float32 or mean.ndim not in (3, 4) or not 1 <= len(mean) <= 4:
+        raise ValueError(f"mean is {mean.dtype} of shape {tuple(mean.shape)}")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+        raise ValueError("a tensor holds values that are not finite")
     return Checkpoint(
         coarser=coarser,
         tensors={k: value for k, value in tensors.items() if not k.startswith(_COARSER)},
         recipe=parse_recipe(header["recipe"], str(path)),
-        update=header["update"],
-        norm_mean=header["norm_mean"],
-        response_mean=header["response_mean"],
-        kept=header["kept"],
-        best=header.get("best"),  # not in files of before it
-        best_score=header.get("best_score"),
-        returns=header["returns"],
-        fps=header["fps"],
-        mean=tensors["mean"].numpy(),
-        scale=header["scale"],
-        clips=tuple(header["clips"]),
-        versions=header["versions"],
+        update=_count(header, "update"),
+        norm_mean=_number(header, "norm_mean"),
+        response_mean=_number(header, "response_mean"),
+        kept=None if kept is None else {name: _count(kept, name) for name in ("update", "returns")},
+        best=None if best is None else {name: _count(best, name) for name in ("update", "returns")},
+        best_score=None if best_score is None else _number(header, "best_score"),
+        returns=_count(header, "returns"),
+        fps=_number(header, "fps", above=0),
+        mean=mean.numpy(),
+        scale=_number(header, "scale", above=0),
+        clips=tuple(str(clip) for clip in header["clips"]),
+        versions={str(name): str(value) for name, value in header["versions"].items()},
     )
+
+
+def _count(header: dict[str, Any], name: str) -> int:
+    value = header[name]
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{name} is {value!r:.60}, no count")
+    return value
+
+
+def _number(header: dict[str, Any], name: str, above: float = -math.inf) -> float:
+    value = header[name]
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= above:
+        raise ValueError(f"{name} is {value!r:.60}, out of range")
+    return float(value)
 
 
 def energy_state(checkpoint: Checkpoint, prefix: str = "energy.") -> dict[str, Tensor]:

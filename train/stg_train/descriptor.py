@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stg_runtime.errors import InputError
 
 AXES = ("frames", "height", "width")
+MOST_WEIGHTS = 1 << 30  # of a layer; the largest built-in one has 8e7
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Descriptor(nn.Module):
         super().__init__()
         kernels = resolve_kernels(layers, size)
         self.convs = nn.ModuleList()
+        _check_weights(layers, kernels, channels)
         for spec, kernel in zip(layers, kernels, strict=True):
             self.convs.append(nn.Conv3d(channels, spec.filters, kernel, spec.stride, spec.padding))
             channels = spec.filters
@@ -126,6 +128,25 @@ class Energy(nn.Module):
         quadratic = 0.5 * (x * x).flatten(1).sum(1)
         energy: Tensor = (quadratic - self.descriptor(x)) / self.reference_std**2
         return energy
+
+
+def _check_weights(
+    layers: Sequence[ConvSpec], kernels: Sequence[tuple[int, int, int]], channels: int
+) -> None:
+    """Refuse a network that no memory holds, before any of it is allocated.
+
+    Raises:
+        InputError: a layer has more than `MOST_WEIGHTS` weights.
+    """
+    for index, (spec, kernel) in enumerate(zip(layers, kernels, strict=True)):
+        count = channels * spec.filters * math.prod(kernel)
+        if count > MOST_WEIGHTS:
+            raise InputError(
+                f"layer {index + 1} of the network would have {count:.2g} weights "
+                f"({spec.filters} filters of {channels}x{'x'.join(map(str, kernel))}); at most "
+                f"{MOST_WEIGHTS:.2g}. Use fewer filters, a smaller kernel, or a smaller --size"
+            )
+        channels = spec.filters
 
 
 def resolve_kernels(

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from stg_runtime.artifact import MEAN_STEPS
 from stg_runtime.errors import DivergenceError, InputError
-from stg_runtime.files import atomic_path, atomic_write_text
+from stg_runtime.files import atomic_save_array, atomic_write_text
 from stg_runtime.fill import Filled, best_shares, fill, mean_image
 from stg_runtime.mask import read_masked_clip
 from stg_runtime.video import count_clips, tile, to_model, to_pixels
@@ -376,8 +376,7 @@ def finish(learner: Learner, folder: Path) -> Recovered:
         return np.where(observed.observed_mask[..., None], observed.pixels, made)
 
     recovered, first, chain = pixels(estimates), pixels(firsts), pixels(list(sample))
-    with atomic_path(folder / RECOVERED) as temporary, temporary.open("wb") as file:
-        np.save(file, recovered)
+    atomic_save_array(folder / RECOVERED, recovered)
     for name, stack in (("recovered.mp4", recovered), ("recovered-sample.mp4", chain)):
         video = tile(stack) if len(stack) > 1 else stack[0]
         write_video(folder / name, video, observed.fps, overwrite=True)

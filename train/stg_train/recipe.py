@@ -461,8 +461,8 @@ def load_recipe(
         text = (resources.files("stg_train.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not valid TOML: {' '.join(str(error).split())}") from None
     scales = table.pop("scale", {})
     if not isinstance(scales, dict) or not set(scales) <= {"small", "paper"}:
         raise InputError(f"{source}: [scale.*] may hold `small` and `paper` only")

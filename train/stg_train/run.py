@@ -14,7 +14,8 @@ RUN/path.npy                 frames of the first one on its way from noise
 RUN/measures.json            how close they are to the clips, and whether they are new
 RUN/report.html              all of it, to look at
 
-and of clips with hidden pixels what `stg_train.incomplete` says.
+and of clips with hidden pixels what `stg_train.incomplete` says. While a program works in it,
+RUN/lock says which; see `stg_runtime.lock`.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ from stg_runtime.errors import InputError
 from stg_runtime.files import (
     TEMPORARY_PREFIX,
     atomic_path,
+    atomic_save_array,
     atomic_write_text,
     remove_leftovers,
+    write_failed,
 )
+from stg_runtime.lock import LOCK, FolderLock
 from stg_runtime.measures import Comparison, compare
 from stg_runtime.record import MEASURES, PATH, REPORT, SYNTHESIZED, Record
 from stg_runtime.report import read_run, write_report
@@ -112,11 +116,20 @@ def resolve(recipe: Recipe, world: World = ALONE) -> Recipe:
 
 
 class Run:
-    """A run's folder with the learner that works in it. Make one with `start` or `resume`."""
+    """A run's folder with the learner that works in it. Make one with `start` or `resume`.
 
-    def __init__(self, folder: Path, learner: Learner) -> None:
+    No other process can work in the folder until `close`, or until nothing refers to it any more.
+    """
+
+    def __init__(self, folder: Path, learner: Learner, lock: FolderLock | None = None) -> None:
         self.folder = folder
         self.learner = learner
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     @classmethod
     def start(
@@ -131,19 +144,23 @@ class Run:
             world: the processes that share the run; the first prepares, the others wait for it.
 
         Raises:
-            InputError: a clip that cannot be used, or a folder that is not empty.
+            InputError: a clip that cannot be used, a folder that is not empty, or one that another
+                process works in.
         """
         recipe = resolve(recipe, world)
         torch.set_num_threads(recipe.threads or 1)
-        learner = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world))
-        if learner is None:
-            checkpoint = read_checkpoint(folder / CHECKPOINT)
-            learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
-        return cls(folder, learner)
+        prepared = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world))
+        if prepared is not None:
+            return cls(folder, *prepared)
+        checkpoint = read_checkpoint(folder / CHECKPOINT)
+        return cls(folder, Learner(recipe, read_run_clips(folder, checkpoint), world))
 
     @staticmethod
-    def _prepare(folder: Path, recipe: Recipe, overwrite: bool, world: World) -> Learner:
-        """The learner of a fresh run, its clips and first checkpoint written."""
+    def _prepare(
+        folder: Path, recipe: Recipe, overwrite: bool, world: World
+    ) -> tuple[Learner, FolderLock]:
+        """The learner of a fresh run, its clips and first checkpoint written, its folder locked."""
+        lock: FolderLock | None = None
         if folder.exists() and not folder.is_dir():
             raise InputError(f"-o {folder}: exists and is not a folder")
         if folder.is_dir():
@@ -152,16 +169,17 @@ class Run:
                 raise InputError(
                     f"-o {folder}: not a run of stg-train (it holds {foreign[0]}); name another"
                 )
+        # Everything that can be wrong with the input is found before a file appears or changes.
+        made = [item for item in (folder, *folder.parents) if not item.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(folder, f"-o {folder}")
             # Without a checkpoint a start was cut off, and there is nothing to lose.
             if (folder / CHECKPOINT).exists() and not overwrite:
                 raise InputError(
                     f"-o {folder}: already a run; continue it with --resume, or replace it with "
                     "--overwrite"
                 )
-        # Everything that can be wrong with the input is found before a file appears or changes.
-        made = [item for item in (folder, *folder.parents) if not item.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             with atomic_path(folder / OBSERVED) as temporary:
                 truth = None
@@ -175,18 +193,19 @@ class Run:
                 _clear(folder)
             for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
                 if array is not None:
-                    with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
-                        np.save(file, array)
+                    atomic_save_array(folder / name, array)
             recipe.save(folder / RECIPE)
             chains = [scale.first_chains() for scale in learner.scales()]
             write_checkpoint(folder / CHECKPOINT, learner, chains, versions())
-        except OSError as error:
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
             _remove_empty(made)
-            raise InputError(f"-o {folder}: cannot be written ({error})") from None
-        except BaseException:
-            _remove_empty(made)
+            if isinstance(error, OSError):
+                reason = write_failed(f"-o {folder}", error)
+                raise InputError(str(reason)) from None
             raise
-        return learner
+        return learner, lock
 
     @classmethod
     def resume(
@@ -206,8 +225,21 @@ class Run:
             world: the processes that share the run; their number may have changed.
 
         Raises:
-            InputError: not a run, or its files do not belong together.
+            InputError: not a run, its files do not belong together, or another process works in it.
         """
+        if not (folder / CHECKPOINT).is_file():
+            read_checkpoint(folder / CHECKPOINT)  # says what is wrong
+        lock = world.on_first(lambda: _lock(folder))
+        try:
+            return cls(folder, cls._restored(folder, updates, device, world), lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    @staticmethod
+    def _restored(folder: Path, updates: int | None, device: str | None, world: World) -> Learner:
+        """The learner of a run's folder, where its checkpoint was taken."""
         checkpoint = read_checkpoint(folder / CHECKPOINT)
         recipe = checkpoint.recipe
         _refuse_edited(folder / RECIPE, recipe)
@@ -226,7 +258,7 @@ class Run:
         torch.set_num_threads(recipe.threads or usable_threads())
         learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
         restore(learner, checkpoint, folder / CHECKPOINT)
-        return cls(folder, learner)
+        return learner
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -279,6 +311,8 @@ class Run:
                         self.save()
                     if leaving:
                         break
+        except OSError as error:
+            raise write_failed(error.filename or log_path, error) from None
         finally:
             if board is not None:
                 board.close()
@@ -315,8 +349,7 @@ class Run:
         seed = learner.recipe.seed + 1
         samples = sample(learner, count=SAMPLES, seed=seed)
         for name, array in ((SYNTHESIZED, samples.videos), (PATH, samples.path)):
-            with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
+            atomic_save_array(self.folder / name, array)
         measures: Comparison | None = None
         why_none = ""
         try:
@@ -429,7 +462,17 @@ def _truncate_metrics(path: Path, update: int) -> None:
 
 def _is_ours(name: str) -> bool:
     """Does a run leave a file or folder of this name, or a killed one such a temporary?"""
-    names = (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains", "chains.mp4", "tensorboard", *LEFT)
+    names = (
+        LOCK,
+        CHECKPOINT,
+        METRICS,
+        OBSERVED,
+        RECIPE,
+        "chains",
+        "chains.mp4",
+        "tensorboard",
+        *LEFT,
+    )
     return name in names + FINISHED or name.startswith(TEMPORARY_PREFIX)
 
 
@@ -463,6 +506,13 @@ def _remove_empty(made: Sequence[Path]) -> None:
     for item in made:
         with suppress(OSError):
             item.rmdir()
+
+
+def _lock(folder: Path) -> FolderLock:
+    try:
+        return FolderLock(folder)
+    except OSError as error:
+        raise InputError(str(write_failed(folder, error))) from None
 
 
 def _remove_finished(folder: Path) -> None:

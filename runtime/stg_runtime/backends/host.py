@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.backends.base import HostGradient, Shape
+from stg_runtime.health import is_silent
 from stg_runtime.langevin import Float32, Walker
 from stg_runtime.spot import NO_WRAP, Spot, Wrap, first_noise
 
@@ -18,6 +19,10 @@ class HostChains:
     Args:
         gradient: bound to these chains' arrays until another `HostChains` binds it.
         shape: (N, C, T, H, W).
+
+    Attributes:
+        silent: of each chain, the step from which on its network has been silent (see `is_silent`),
+            or 0.
     """
 
     def __init__(self, gradient: HostGradient, shape: Shape) -> None:
@@ -30,6 +35,7 @@ class HostChains:
         self._energies: list[Float32] = []
         self._known: NDArray[np.bool_] | None = None
         self._values: Float32 | None = None
+        self.silent: list[int] = []
 
     def start(
         self,
@@ -46,6 +52,7 @@ class HostChains:
         self._known = self._values = None
         self._energies = []
         self._numbers = list(numbers)
+        self.silent = [0] * len(numbers)
         self._walker.seed = seed
         for number, x in zip(numbers, self._x, strict=True):
             if spot is not None:
@@ -71,7 +78,14 @@ class HostChains:
         """See `Chains.step`."""
         energy = self._gradient.run().copy()
         self._energies.append(energy)
-        for chain, x, grad in zip(self._numbers, self._x, self._grad, strict=True):
+        sigma = self._gradient.metadata.reference_std
+        for index, (chain, x, grad) in enumerate(
+            zip(self._numbers, self._x, self._grad, strict=True)
+        ):
+            if not is_silent(x, grad, sigma):
+                self.silent[index] = 0
+            elif not self.silent[index]:
+                self.silent[index] = number
             self._walker.chain = chain
             self._walker.step(x, grad, number, step_size=step_size, noise_scale=noise_scale)
         self._hold()

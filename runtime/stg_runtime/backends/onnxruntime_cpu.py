@@ -14,6 +14,7 @@ from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
 from stg_runtime.grids import COARSER_KEY, unpack_coarser
+from stg_runtime.onnx_check import LARGEST_FILE, check_onnx
 from stg_runtime.threads import usable_threads
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def open_session(path: Path, threads: int, *, optimize: bool = True) -> tuple[An
         what = "is a folder, not a model" if path.is_dir() else "no such model"
         raise InputError(f"{path}: {what}; give the .onnx file that stg-export -o wrote")
     onnxruntime = require_onnxruntime()
+    model = read_model(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -70,9 +72,9 @@ def open_session(path: Path, threads: int, *, optimize: bool = True) -> tuple[An
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        # The bytes that were checked: the file may be another one by now, and from bytes nothing
+        # leads to further files.
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base class but Exception.
     except Exception as error:
         raise InputError(
@@ -87,6 +89,22 @@ def open_session(path: Path, threads: int, *, optimize: bool = True) -> tuple[An
     metadata = parse_metadata(stored, str(path))
     _check_interface(path, session, metadata)
     return session, metadata
+
+
+def read_model(path: Path) -> bytes:
+    """A model file's bytes, checked; see `stg_runtime.onnx_check`.
+
+    Raises:
+        InputError: it cannot be read, is too large, or is not what stg-export writes.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{path}: larger than 2 GiB; no model is")
+        model = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    check_onnx(model, str(path))
+    return model
 
 
 def read_coarser(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ SHAPE = (2, 3, 4, 5, 7)  # 420 values a chain: whole groups of 4, not of 8
 
 
 class HostSpring:
-    metadata = None
+    metadata = SimpleNamespace(reference_std=2.0)
     description = "spring"
     threads = 1
 

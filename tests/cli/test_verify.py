@@ -1,0 +1,91 @@
+"""stg-run info --verify: a whole file passes, an altered one does not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from support import run, tiny_metadata
+
+from stg_runtime.verify import Check, verify
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network, untrained, exported as `stg-export` does."""
+    import torch
+
+    from stg_export import export_energy_grad
+    from stg_runtime.artifact import Metadata
+    from stg_train.descriptor import ConvSpec, Descriptor, Energy, init_he
+
+    path = tmp_path_factory.mktemp("verify") / "model.onnx"
+    layers = (
+        ConvSpec(4, (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+        ConvSpec(3, (2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    )
+    descriptor = Descriptor(layers, 3, (8, 8, 8))
+    init_he(descriptor, torch.Generator().manual_seed(0))
+    export_energy_grad(
+        Energy(descriptor, 0.7),
+        path,
+        example_shape=(1, 3, 8, 8, 8),
+        metadata=lambda parity, used: Metadata.model_validate(
+            tiny_metadata(reference_std=0.7, parity=parity, lowering=used)
+        ),
+        gradient_scale=0.49,
+    )
+    return path
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_a_whole_file_passes(model: Path) -> None:
+    found = by_name(verify(model))
+    assert all(check.passed is not False for check in found.values()), found
+    assert {name for name, check in found.items() if check.passed} == {
+        "contents", "graph", "opset", "parity", "evaluation", "gradient",
+    }  # fmt: skip
+    result = run("stg-run", "info", model, "--verify")
+    assert result.returncode == 0, result.stderr
+    assert "within" in result.stdout and "FAILED" not in result.stdout
+
+
+def test_an_altered_weight_is_found(model: Path, tmp_path: Path) -> None:
+    """A hair off in one weight of the forward pass: the hash tells."""
+    changed = onnx.load(model)
+    conv = next(node for node in changed.graph.node if node.op_type == "Conv")
+    tensor = next(item for item in changed.graph.initializer if item.name == conv.input[1])
+    weights = numpy_helper.to_array(tensor).copy()
+    weights.flat[0] += 1e-4
+    tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    onnx.save(changed, tmp_path / "m.onnx")
+    assert by_name(verify(tmp_path / "m.onnx"))["graph"].passed is False
+    result = run("stg-run", "info", tmp_path / "m.onnx", "--verify", "--json")
+    assert result.returncode == 1
+    checks = {check["name"]: check["passed"] for check in json.loads(result.stdout)["checks"]}
+    assert checks["graph"] is False and checks["contents"] is True
+
+
+def test_a_gradient_of_another_energy_is_found(model: Path, tmp_path: Path) -> None:
+    """The gradient's sign turned: every hash could be right, finite differences are not."""
+    changed = onnx.load(model)
+    for node in changed.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "energy_grad":
+                node.output[index] = "turned"
+    changed.graph.node.append(onnx.helper.make_node("Neg", ["turned"], ["energy_grad"]))
+    onnx.save(changed, tmp_path / "m.onnx")
+    found = by_name(verify(tmp_path / "m.onnx"))
+    assert found["gradient"].passed is False, found["gradient"]
+    assert found["evaluation"].passed
+
+
+def test_the_gradients_error_is_small_against_its_tolerance(model: Path) -> None:
+    detail = by_name(verify(model))["gradient"].detail
+    assert float(detail.split()[1]) < 5e-3, detail
+    assert np.isfinite(float(detail.split()[1]))
