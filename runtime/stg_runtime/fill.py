@@ -6,6 +6,7 @@ Everything here works on float arrays (C, T, H, W) in any unit, with one `observ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -188,7 +189,7 @@ class Filled:
         x: (C, T, H, W); visible values are those given, bit for bit.
         base: the simple fill that recovers held-out visible pixels best: "time" for
             `interpolate_in_time`, the temporal weight of a `harmonic_fill`, "covariance" for
-            `conditional_mean`, "motion" for `along_motion`.
+            `conditional_mean`, "motion" for `along_motion`; "a+b" for the mean of two.
         shares: how much of the learned correction was taken, 0 to 1, for each stage and each class
             of pixels (`_classes`): what was best on held-out visible pixels.
         held_out_error: mean absolute error at those, in the unit of `x`: of the base, then after
@@ -273,14 +274,19 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
             lessons.append(Trial(x, observed_mask, held))
     if len(lessons) < 2:
         return Filled(whole.x, "time", (), (float("nan"),), whole.kind, ())
+    names = [*whole.simple, *(f"{a}+{b}" for a, b in itertools.combinations(whole.simple, 2))]
     errors = {
-        name: float(np.mean([mean_error(trial.simple[name], x, trial.held) for trial in lessons]))
-        for name in whole.simple
+        name: np.array([mean_error(_base(trial, name), x, trial.held) for trial in lessons])
+        for name in names
     }
-    base = min(errors, key=errors.__getitem__)
+    # Another start than a line in time must help in most of the lessons, as a correction must.
+    trusted = [
+        name for name in names if name == "time" or (errors[name] < errors["time"]).mean() > _MOST
+    ]
+    base = min(trusted, key=lambda name: float(errors[name].mean()))
     for trial in (whole, *lessons):
-        trial.x = trial.simple[base]
-    history, all_shares = [errors[base]], []
+        trial.x = _base(trial, base)
+    history, all_shares = [float(errors[base].mean())], []
     for stage in range(1 + _STAGES):
         apply, sample = (_apply, _sample) if stage else (_mixed, _sample_mix)
         samples = [sample(x, trial, rng) for trial in lessons]
@@ -303,6 +309,13 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
         whole.kind,
         tuple(lessons),
     )
+
+
+def _base(trial: Trial, name: str) -> Float32:
+    """A simple fill, or the mean of two, "a+b"."""
+    parts = [trial.simple[part] for part in name.split("+")]
+    made: Float32 = sum(parts[1:], parts[0]) / np.float32(len(parts))
+    return made
 
 
 _FOLDS = 4  # held-out sets; each is recovered by what the others teach
