@@ -276,7 +276,7 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
         return Filled(whole.x, "time", (), (float("nan"),), whole.kind, ())
     names = [*whole.simple, *(f"{a}+{b}" for a, b in itertools.combinations(whole.simple, 2))]
     errors = {
-        name: np.array([mean_error(_base(trial, name), x, trial.held) for trial in lessons])
+        name: np.array([_weighed(_base(trial, name), x, trial, whole) for trial in lessons])
         for name in names
     }
     # Another start than a line in time must help in most of the lessons, as a correction must.
@@ -309,6 +309,20 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
         whole.kind,
         tuple(lessons),
     )
+
+
+def _weighed(guess: Float32, truth: Float32, trial: Trial, whole: Trial) -> float:
+    """Error at held-out pixels, each class counting as much as it does among the hidden ones.
+
+    Holding out makes gaps longer than they are, and what is best over long ones need not be.
+    """
+    wanted = np.bincount(whole.kind[tuple(whole.hidden.T)], minlength=_CLASSES)
+    index = (slice(None), *trial.held.T)
+    kind = trial.kind[tuple(trial.held.T)]
+    count = np.bincount(kind, minlength=_CLASSES)
+    total = np.bincount(kind, np.abs(guess[index] - truth[index]).mean(0), _CLASSES)
+    weight = np.where(count > 0, np.maximum(wanted, 1), 0)
+    return float((weight * total / np.maximum(count, 1)).sum() / weight.sum())
 
 
 def _base(trial: Trial, name: str) -> Float32:
