@@ -68,7 +68,8 @@ def train(
         typer.Option(
             metavar="FILE|PATTERN",
             help="Hidden pixels, to be recovered: a video, image, image folder or .npy, white "
-            "(nonzero) where hidden; or region:60, fixed-region:60, frames:0.5, salt-pepper:0.5.",
+            "(nonzero) where hidden; or region:60, fixed-region:60, frames:0.5, salt-pepper:0.5; "
+            "or cdnet, the labels of VIDEO where it is a scene of CDnet.",
         ),
     ] = None,
     mask_resize: Annotated[

@@ -6,11 +6,15 @@ Everything here works on float arrays (C, T, H, W) in any unit, with one `observ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stg_runtime.kriging import conditional_mean
+from stg_runtime.motion import along_motion
 
 Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -184,7 +188,8 @@ class Filled:
     Attributes:
         x: (C, T, H, W); visible values are those given, bit for bit.
         base: the simple fill that recovers held-out visible pixels best: "time" for
-            `interpolate_in_time`, or the temporal weight of a `harmonic_fill`.
+            `interpolate_in_time`, the temporal weight of a `harmonic_fill`, "covariance" for
+            `conditional_mean`, "motion" for `along_motion`; "a+b" for the mean of two.
         shares: how much of the learned correction was taken, 0 to 1, for each stage and each class
             of pixels (`_classes`): what was best on held-out visible pixels.
         held_out_error: mean absolute error at those, in the unit of `x`: of the base, then after
@@ -208,7 +213,7 @@ class Trial:
         observed_mask: what it may read.
         held: visible pixels that it may not read, (n, 3), and the truth there is known.
         hidden: all it has to recover, (m, 3).
-        simple: the simple fills, see `_SIMPLE`.
+        simple: the simple fills by name, see `Filled.base`.
         x: the recovery so far.
         kind: class of each pixel, (T, H, W).
         moments: see `_moments`.
@@ -223,12 +228,17 @@ class Trial:
         self.moments = _moments(self.observed_mask)
         self.mean = mean_image(x, self.observed_mask)
         first = interpolate_in_time(x, self.observed_mask)
-        self.simple = [first] + [
-            harmonic_fill(
-                x, self.observed_mask, temporal_weight=float(weight), start=first, iterations=60
-            )
-            for weight in _SIMPLE[1:]
-        ]
+        self.simple = {"time": first}
+        # Where every frame is whole or hidden, surroundings within the frame say nothing.
+        if (observed_mask.any((1, 2)) != observed_mask.all((1, 2))).any():
+            for weight in ("1", "0.1"):
+                self.simple[weight] = harmonic_fill(
+                    x, self.observed_mask, temporal_weight=float(weight), start=first, iterations=60
+                )
+        self.simple["covariance"] = conditional_mean(x, self.observed_mask, self.mean)
+        if _in_regions(observed_mask):
+            back, ahead = gaps(self.observed_mask)
+            self.simple["motion"] = along_motion(first, self.observed_mask, back, ahead)
         self.x = first
 
 
@@ -257,37 +267,43 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
     whole = Trial(x, observed_mask, np.zeros_like(observed_mask))
     lessons: list[Trial] = []
     taken = np.zeros_like(observed_mask)
-    for _ in range(_FOLDS):
+    for _ in range(4 * _FOLDS):  # a mask moved elsewhere may fall on what is hidden
         held = held_out(observed_mask, rng) & ~taken
-        if held.any():
+        if held.any() and len(lessons) < _FOLDS:
             taken |= held
             lessons.append(Trial(x, observed_mask, held))
     if len(lessons) < 2:
-        return Filled(whole.simple[0], "time", (), (float("nan"),), whole.kind, ())
-    errors = [
-        np.mean([mean_error(trial.simple[i], x, trial.held) for trial in lessons])
-        for i in range(len(_SIMPLE))
+        return Filled(whole.x, "time", (), (float("nan"),), whole.kind, ())
+    names = [*whole.simple, *(f"{a}+{b}" for a, b in itertools.combinations(whole.simple, 2))]
+    errors = {
+        name: np.array([_weighed(_base(trial, name), x, trial, whole) for trial in lessons])
+        for name in names
+    }
+    # Another start than a line in time must help in most of the lessons, as a correction must.
+    trusted = [
+        name for name in names if name == "time" or (errors[name] < errors["time"]).mean() > _MOST
     ]
-    best = int(np.argmin(errors))
+    base = min(trusted, key=lambda name: float(errors[name].mean()))
     for trial in (whole, *lessons):
-        trial.x = trial.simple[best]
-    history, all_shares = [float(errors[best])], []
-    for _ in range(_STAGES):
-        samples = [_sample(x, trial, rng) for trial in lessons]
+        trial.x = _base(trial, base)
+    history, all_shares = [float(errors[base].mean())], []
+    for stage in range(1 + _STAGES):
+        apply, sample = (_apply, _sample) if stage else (_mixed, _sample_mix)
+        samples = [sample(x, trial, rng) for trial in lessons]
         # Each lesson is corrected by what the others teach: its own truth takes no part.
         corrected = [
-            _apply(_fit(samples[:j] + samples[j + 1 :]), trial) for j, trial in enumerate(lessons)
+            apply(_fit(samples[:j] + samples[j + 1 :]), trial) for j, trial in enumerate(lessons)
         ]
         shares = best_shares(x, lessons, corrected)
         for trial, moved in zip(
-            (*lessons, whole), (*corrected, _apply(_fit(samples), whole)), strict=True
+            (*lessons, whole), (*corrected, apply(_fit(samples), whole)), strict=True
         ):
             trial.x = trial.x + shares[trial.kind] * (moved - trial.x)
         history.append(float(np.mean([mean_error(trial.x, x, trial.held) for trial in lessons])))
         all_shares.append(tuple(float(share) for share in shares))
     return Filled(
         np.where(observed_mask, x, whole.x),
-        _SIMPLE[best],
+        base,
         tuple(all_shares),
         tuple(history),
         whole.kind,
@@ -295,7 +311,27 @@ def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
     )
 
 
-_SIMPLE = ("time", "1", "0.1")  # the fills that the predictor is offered
+def _weighed(guess: Float32, truth: Float32, trial: Trial, whole: Trial) -> float:
+    """Error at held-out pixels, each class counting as much as it does among the hidden ones.
+
+    Holding out makes gaps longer than they are, and what is best over long ones need not be.
+    """
+    wanted = np.bincount(whole.kind[tuple(whole.hidden.T)], minlength=_CLASSES)
+    index = (slice(None), *trial.held.T)
+    kind = trial.kind[tuple(trial.held.T)]
+    count = np.bincount(kind, minlength=_CLASSES)
+    total = np.bincount(kind, np.abs(guess[index] - truth[index]).mean(0), _CLASSES)
+    weight = np.where(count > 0, np.maximum(wanted, 1), 0)
+    return float((weight * total / np.maximum(count, 1)).sum() / weight.sum())
+
+
+def _base(trial: Trial, name: str) -> Float32:
+    """A simple fill, or the mean of two, "a+b"."""
+    parts = [trial.simple[part] for part in name.split("+")]
+    made: Float32 = sum(parts[1:], parts[0]) / np.float32(len(parts))
+    return made
+
+
 _FOLDS = 4  # held-out sets; each is recovered by what the others teach
 _STAGES = 2
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -309,7 +345,7 @@ _OFFSETS = [
 ]
 
 
-def _gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Frames back to, and ahead to, the nearest visible moment; very many where there is none."""
     frames = len(observed_mask)
     number = np.arange(frames, dtype=np.int32)[:, None, None]
@@ -321,7 +357,7 @@ def _gaps(observed_mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 def _classes(observed_mask: Mask) -> NDArray[np.intp]:
     """By frames from one visible moment to the next: 2: 0; 3: 1; 4, 5: 2; more: 3; no next: 4."""
-    back, ahead = _gaps(observed_mask)
+    back, ahead = gaps(observed_mask)
     kind = np.full(observed_mask.shape, 3, np.intp)
     kind[back + ahead <= 5] = 2
     kind[back + ahead <= 3] = 1
@@ -387,7 +423,7 @@ def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
         )
         difference = trial.x[(slice(None), *index)] - here
         columns += [difference, difference * trial.observed_mask[index]]
-    columns += [simple[:, t, y, x] - here for simple in trial.simple]
+    columns += [simple[:, t, y, x] - here for simple in trial.simple.values()]
     columns.append(trial.mean[:, y, x] - here)
     for n, moments in enumerate(trial.moments):
         at_moment = moments[t, y, x]
@@ -437,15 +473,42 @@ _Sample = tuple[Float32, Float32, NDArray[np.intp]]
 
 
 def _sample(truth: Float32, trial: Trial, rng: np.random.Generator) -> _Sample:
-    """Some of the held-out pixels, equally many of each class where there are."""
+    at = _some(trial, rng)
+    features, here = _features(trial, at)
+    return features, truth[(slice(None), *at.T)].T - here, trial.kind[tuple(at.T)]
+
+
+def _some(trial: Trial, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Some of the held-out pixels, equally many of each class where there are, (n, 3)."""
     kind = trial.kind[tuple(trial.held.T)]
     rows = []
     for k in range(_CLASSES):
         of_kind = np.flatnonzero(kind == k)
         rows.append(of_kind[rng.permutation(len(of_kind))[:_SAMPLES]])
-    at = trial.held[np.concatenate(rows)]
-    features, here = _features(trial, at)
-    return features, truth[(slice(None), *at.T)].T - here, kind[np.concatenate(rows)]
+    return trial.held[np.concatenate(rows)]
+
+
+def _others(trial: Trial) -> list[Float32]:
+    """What a mixture may take instead of the recovery: every simple fill, and the mean image."""
+    return [*trial.simple.values(), np.broadcast_to(trial.mean[:, None], trial.x.shape)]
+
+
+def _sample_mix(truth: Float32, trial: Trial, rng: np.random.Generator) -> _Sample:
+    """For a mixture: a row for each colour of a pixel."""
+    at = _some(trial, rng)
+    index = (slice(None), *at.T)
+    here = trial.x[index]
+    features = np.stack([(fill[index] - here).ravel() for fill in _others(trial)], 1)
+    kind = np.tile(trial.kind[tuple(at.T)], len(here))
+    return features, (truth[index] - here).reshape(-1, 1), kind
+
+
+def _mixed(weights: Float32, trial: Trial) -> Float32:
+    """The mixture of the fills at every pixel."""
+    out = trial.x.copy()
+    for n, fill in enumerate(_others(trial)):
+        out += weights[:, n, 0][trial.kind] * (fill - trial.x)
+    return np.where(trial.observed_mask, trial.x, out)
 
 
 def _fit(samples: list[_Sample]) -> Float32:
@@ -511,9 +574,15 @@ def held_out(observed_mask: Mask, rng: np.random.Generator) -> Mask:
     moved = np.roll(moved, [int(rng.integers(size)) for size in hidden.shape], (0, 1, 2))
     share = _HELD / max(density, _HELD)
     if share < 1:
-        together = hidden[:, :, 1:] & hidden[:, :, :-1]
-        in_regions = together.size and float(together.mean()) > 1.5 * density**2
         frames = rng.random((len(hidden), 1, 1)) < share
+        in_regions = _in_regions(observed_mask)
         moved = moved & (frames if in_regions else rng.random(hidden.shape) < share)
     held: Mask = moved & observed_mask
     return held if (observed_mask & ~held).any() else np.zeros_like(held)
+
+
+def _in_regions(observed_mask: Mask) -> bool:
+    """Does the mask hide regions or frames, not pixels here and there?"""
+    hidden = ~observed_mask
+    together = hidden[:, :, 1:] & hidden[:, :, :-1]
+    return bool(together.size and float(together.mean()) > 1.5 * float(hidden.mean()) ** 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stg_runtime import cdnet
 from stg_runtime.errors import InputError
 from stg_runtime.fill import pull_push
 from stg_runtime.video import Frames, count_clips, load_array, read_clip, resize_frames
@@ -28,6 +29,9 @@ _GREY = (64, 192)
 _MOST_GREY = 0.02
 
 _PATTERN = re.compile(r"(region|fixed-region|frames|salt-pepper):(.*)", re.DOTALL)
+
+LABELS = "cdnet"
+"""As a mask: what moves, by the labels of the scene in CDnet's layout that the video is."""
 
 PATTERNS = "region:PX, fixed-region:PX, frames:SHARE, salt-pepper:SHARE"
 
@@ -255,7 +259,8 @@ def read_masked_clip(
 
     Args:
         path: the video; see `read_clip`, also for `size`, `frames`, `start`, `crop` and `clip`.
-        mask: file name, or a pattern (see `generate`).
+        mask: file name, a pattern (see `generate`), or `LABELS` or the folder of a scene in CDnet's
+            layout: what its labels say moves, and the edges of that.
         size: see `read_clip`.
         frames: see `read_clip`.
         start: see `read_clip`.
@@ -274,24 +279,41 @@ def read_masked_clip(
         height, width = whole.frames.shape[1:3]
         observed = generate(mask, (len(whole.frames), height, width), seed)
         return MaskedClip(conceal(whole.frames, observed), observed, whole.fps, whole.frames)
-    if not Path(mask).exists():
-        raise InputError(f"--mask {mask}: no such file or folder, nor one of {PATTERNS}")
-    # The whole video: the mask must be as long, and only decoding says how long that is.
-    source = read_clip(path, clip=clip)
-    length = len(source.frames)
-    end = length if frames is None else start + frames
-    if start >= length or end > length:
-        read_clip(path, frames=frames, start=start, clip=clip)  # says what is wrong
-        raise AssertionError("the clip was long enough")
-    kept = source.frames[start:end]
-    observed = read_mask(
-        Path(mask),
-        (len(kept), *kept.shape[1:3]),
-        start=start,
-        resize=mask_resize,
-        video=str(path),
-        length=length,
-    )
+    scene = path if mask == LABELS else Path(mask)
+    if mask == LABELS and not cdnet.is_cdnet(path):
+        raise InputError(
+            f"--mask {LABELS}: {path} is no scene in CDnet's layout (a folder with input/, and "
+            "groundtruth/ beside it); give a mask file"
+        )
+    if not scene.exists():
+        raise InputError(f"--mask {mask}: no such file or folder, nor one of {PATTERNS}, {LABELS}")
+    if cdnet.is_cdnet(scene):
+        source = read_clip(path, frames=frames, start=start, clip=clip)
+        kept = source.frames
+        observed = ~cdnet.hidden_mask(scene, start=start, frames=len(kept))
+        if observed.shape != kept.shape[:3]:
+            raise InputError(
+                f"--mask {mask}: the labels of {scene} are "
+                f"{observed.shape[1]}x{observed.shape[2]}, {path} is "
+                f"{kept.shape[1]}x{kept.shape[2]} (height x width); they must fit"
+            )
+    else:
+        # The whole video: the mask must be as long, and only decoding says how long that is.
+        source = read_clip(path, clip=clip)
+        length = len(source.frames)
+        end = length if frames is None else start + frames
+        if start >= length or end > length:
+            read_clip(path, frames=frames, start=start, clip=clip)  # says what is wrong
+            raise AssertionError("the clip was long enough")
+        kept = source.frames[start:end]
+        observed = read_mask(
+            Path(mask),
+            (len(kept), *kept.shape[1:3]),
+            start=start,
+            resize=mask_resize,
+            video=str(path),
+            length=length,
+        )
     if mask_grow:
         observed = np.stack([~dilate(~frame, mask_grow) for frame in observed])
     kept = soften(kept, observed)

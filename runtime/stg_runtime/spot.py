@@ -24,6 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.equalizer import Equalizer, fit
+from stg_runtime.kriging import (
+    LAGS,
+    Mask,
+    box_mean,
+    conditional,
+    faded_spectrum,
+    smooth_size,
+    torus_of,
+)
 from stg_runtime.langevin import INITIAL, Float32, standard_normal
 
 Axes = Literal["time", "space-time"]
@@ -38,8 +47,10 @@ FADE_PIXELS = 12
 # one draw: each of GRID x GRID overlapping cells has its own.
 GRID = 5
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
-GIVEN_NUGGET = 1e-3
-GIVEN_STEPS = 60
+GIVEN_NUGGET = 1e-2
+GIVEN_STEPS = 40
+# Mahalanobis distance of colours from which on known values are of something else.
+FOREIGN = 5.0
 # Below this a place counts as still: its noise has no rank.
 LEAST_DEVIATION = np.float32(1e-6)
 # Draws that an equalizer is fitted to, most clips they are compared with, and the seed of both.
@@ -154,9 +165,11 @@ class Spot:
     def given(self, x: Float32, values: Float32, known: NDArray[np.bool_]) -> Float32:
         """Make first noise along space and time agree with known values: a conditional draw.
 
-        x + K_.k (K_kk + e)^-1 (values - x)_k, K the clip's covariance: of a draw of the Gaussian
-        video it makes one of the Gaussian video given its known values, to the accuracy of
-        `GIVEN_STEPS` conjugate gradient steps.
+        x + K_.k (K_kk + e)^-1 (values - x)_k, for each principal colour of the clip by itself. K is
+        the clip's covariance, faded out at `kriging.LAGS`: as it is, a single clip's covariance
+        (its raw power spectrum, one phase for all colours) fits that clip only, and given other
+        values the draw runs away. Known values that the texture does not have, a bank beside the
+        river, take no part (`_of_texture`).
 
         Args:
             x: from `make`, (C, T, H, W).
@@ -166,37 +179,49 @@ class Spot:
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
         assert self.axes == "space-time"
-        spot = self._clips[0]
-        # Room beyond the video: the torus must not tie its ends together.
-        torus = tuple(
-            smooth(size + own - 1) for size, own in zip(x.shape[1:], spot.shape[1:], strict=True)
-        )
-        spectrum = np.fft.rfftn(folded(spot, torus), axes=(1, 2, 3))
-        inside = tuple(slice(size) for size in x.shape[1:])
-        nugget = GIVEN_NUGGET * float((spot * spot).sum()) / len(spot)
+        spot, shape = self._clips[0], x.shape[1:]
+        flat = spot.reshape(len(spot), -1)
+        colours = np.linalg.eigh(flat @ flat.T)[1].astype(np.float32)  # in columns
+        lags = [min(lag, size - 1) for lag, size in zip(LAGS, spot.shape[1:], strict=True)]
+        torus = torus_of(shape, lags)
+        large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
+        part = known & self._of_texture(values, known)
+        missed = np.where(part, values - x, np.float32(0))
+        made = x.copy()
+        for colour in colours.T:
+            projected = np.tensordot(colour, spot, 1)
+            power = np.square(np.abs(np.fft.rfftn(projected, s=large, axes=(0, 1, 2))))
+            covariance = np.fft.irfftn(power, s=large, axes=(0, 1, 2))
+            for axis, size in enumerate(torus):
+                # The same distances on the smaller torus; beyond `lags` all are faded out.
+                distance = np.arange(size)
+                distance = np.where(distance <= size // 2, distance, distance - size)
+                covariance = covariance.take(distance, axis, mode="wrap")
+            spectrum = faded_spectrum(covariance, lags)
+            change = conditional(
+                np.tensordot(colour, missed, 1),
+                part,
+                spectrum,
+                nugget=GIVEN_NUGGET,
+                steps=GIVEN_STEPS,
+            )
+            made += colour[:, None, None, None] * change
+        return np.where(known, values, made)
 
-        def covariance(r: Float32) -> Float32:
-            whole = np.zeros((len(spot), *torus), np.float32)
-            whole[(slice(None), *inside)] = r
-            transformed = np.fft.rfftn(whole, axes=(1, 2, 3))
-            along = (spectrum.conj() * transformed).sum(0)
-            spread = np.fft.irfftn(spectrum * along, s=torus, axes=(1, 2, 3))
-            return np.asarray(spread[(slice(None), *inside)], np.float32)
+    def _of_texture(self, values: Float32, known: Mask) -> Mask:
+        """Where the mean colour around a known pixel is one that the clip could have, (T, H, W).
 
-        residual = np.where(known, values - x, np.float32(0))
-        solution = np.zeros_like(residual)
-        direction, size = residual.copy(), float((residual * residual).sum(dtype=np.float64))
-        start = size
-        for _ in range(GIVEN_STEPS):
-            if size <= 1e-6 * start:
-                break
-            moved = np.where(known, covariance(direction), np.float32(0)) + nugget * direction
-            step = size / float((direction * moved).sum(dtype=np.float64))
-            solution += np.float32(step) * direction
-            residual -= np.float32(step) * moved
-            before, size = size, float((residual * residual).sum(dtype=np.float64))
-            direction = residual + np.float32(size / before) * direction
-        return np.where(known, values, x + covariance(solution)).astype(np.float32)
+        Its Mahalanobis distance, among the mean colours of as large squares of the clip, is below
+        `FOREIGN`.
+        """
+        weight = box_mean(known.astype(np.float32), 2)
+        near = box_mean(np.where(known, values - self._mean[0], np.float32(0)), 2)
+        near /= np.maximum(weight, np.float32(1e-3))
+        own = box_mean(self._plain[0] - self._mean[0], 2).reshape(len(near), -1).astype(np.float64)
+        spread = own @ own.T / own.shape[1]
+        spread[np.diag_indices_from(spread)] += 1e-3 * np.trace(spread) + 1e-12
+        distance = np.einsum("cthw,cd,dthw->thw", near, np.linalg.inv(spread), near, optimize=True)
+        return np.asarray(distance < FOREIGN**2)
 
     def stream(self, draw: Callable[[int, int], Float32], shape: Shape) -> Iterator[Float32]:
         """First noise of a video without end, block by block.
@@ -246,7 +271,7 @@ class Spot:
             noise = np.concatenate([tail, new])
             tail = noise[len(noise) - before :]
             if self.axes == "space-time":
-                torus = np.zeros((smooth(len(noise)), *frame), np.float32)
+                torus = np.zeros((smooth_size(len(noise)), *frame), np.float32)
                 torus[: len(noise)] = noise
                 made = _convolved(spot, torus, (slice(before, before + shape[1]), *shape[2:]))
             else:
@@ -310,7 +335,7 @@ class Spot:
     def torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
         """(T, H, W) that the convolution wraps at; where not asked to, no less than the clip's."""
         sizes = [
-            size if wraps else smooth(max(size, own))
+            size if wraps else smooth_size(max(size, own))
             for size, own, wraps in zip(shape[1:], self._clips.shape[2:], wrap, strict=True)
         ]
         return sizes[0], sizes[1], sizes[2]
@@ -381,18 +406,6 @@ def folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
         turns = spot.shape[axis] // size
         spot = spot.reshape(*spot.shape[:axis], turns, size, *spot.shape[axis + 1 :]).sum(axis)
     return spot
-
-
-def smooth(size: int) -> int:
-    """The next size with no prime factor above 5, which Fourier transforms are fast at."""
-    while True:
-        rest = size
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return size
-        size += 1
 
 
 def first_noise(

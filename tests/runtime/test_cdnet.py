@@ -17,6 +17,7 @@ from stg_runtime.cdnet import (
     unlabelled_mask,
 )
 from stg_runtime.errors import InputError
+from stg_runtime.mask import read_masked_clip
 from stg_runtime.video import read_clip
 
 N, H, W = 6, 12, 20
@@ -110,3 +111,25 @@ def test_an_ordinary_folder_of_images_is_none(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     assert not is_cdnet(tmp_path)
     assert read_clip(tmp_path).frames.shape == (1, 4, 4, 3)
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_the_labels_are_a_mask(scene: Path, by: str) -> None:
+    clip = read_masked_clip(scene, "cdnet" if by == "name" else str(scene), start=2, frames=3)
+    expected = hidden_mask(scene, start=2, frames=3)
+    np.testing.assert_array_equal(clip.observed_mask, ~expected)
+    assert not clip.frames[expected].any() and clip.truth is None
+    grown = read_masked_clip(scene, "cdnet", start=2, frames=3, mask_grow=1, crop=(2, 0, 12, 8))
+    assert grown.frames.shape == (3, 8, 12, 3)
+    assert (~grown.observed_mask).sum() > expected.sum()
+
+
+def test_labels_that_cannot_serve_as_a_mask_are_refused(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"2 to 4 are labelled .*pass --start 2"):
+        read_masked_clip(scene, "cdnet")
+    plain = tmp_path / "plain.npy"
+    np.save(plain, np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="is no scene in CDnet's layout"):
+        read_masked_clip(plain, "cdnet")
+    with pytest.raises(InputError, match=r"are 12x20, .* is 8x8"):
+        read_masked_clip(plain, str(scene), start=2, frames=2)

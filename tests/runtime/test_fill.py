@@ -6,13 +6,16 @@ from numpy.typing import NDArray
 
 from stg_runtime.fill import (
     fill,
+    gaps,
     harmonic_fill,
     held_out,
     interpolate_in_time,
     mean_image,
     pull_push,
 )
+from stg_runtime.kriging import conditional_mean
 from stg_runtime.mask import generate
+from stg_runtime.motion import along_motion
 
 SHAPE = (12, 18, 21)
 PATTERNS = ["region:8", "fixed-region:8", "frames:0.5", "salt-pepper:0.5"]
@@ -29,6 +32,8 @@ def waves(seed: int = 0) -> NDArray[np.float32]:
 METHODS = {
     "time": interpolate_in_time,
     "harmonic": harmonic_fill,
+    "covariance": lambda x, mask: conditional_mean(x, mask, mean_image(x, mask)),
+    "motion": lambda x, mask: along_motion(interpolate_in_time(x, mask), mask, *gaps(mask)),
     "learned": lambda x, mask: fill(x, mask).x,
 }
 
@@ -110,6 +115,32 @@ def test_what_the_video_teaches_beats_interpolation(pattern: str) -> None:
         return float(np.abs(guess - x)[:, hidden].mean())
 
     assert error(fill(x, mask).x) < 0.8 * error(interpolate_in_time(x, mask))
+
+
+def test_whole_missing_frames_are_told_by_how_waves_travel() -> None:
+    """Where a line in time is as wrong as the mean, the covariance knows the wave's place."""
+    t, y, x = np.mgrid[:24, :20, :28]
+    clip = (120 + 50 * np.sin(0.8 * x + 0.3 * y - 1.2 * t))[None].astype(np.float32)
+    mask = generate("frames:0.4", clip.shape[1:], 2)
+
+    def error(guess: NDArray[np.float32]) -> float:
+        return float(np.abs(guess - clip)[:, ~mask].mean())
+
+    line = error(interpolate_in_time(clip, mask))
+    assert error(METHODS["covariance"](clip, mask)) < 0.6 * line
+    assert error(fill(clip, mask).x) < 0.6 * line
+
+
+def test_what_moves_is_found_between_two_frames() -> None:
+    """A picture that moves by two pixels down and four to the left over a gap of two frames."""
+    picture = np.random.default_rng(4).uniform(0, 255, (3, 40, 60)).astype(np.float32)
+    clip = np.stack([picture[:, 10 - t : 30 - t, 10 + 2 * t : 40 + 2 * t] for t in range(3)], 1)
+    mask = np.ones(clip.shape[1:], bool)
+    mask[1] = False
+    found = METHODS["motion"](clip, mask)
+    inner = np.s_[:, 1, 6:-6, 6:-6]
+    assert np.abs(found - clip)[inner].mean() < 1
+    assert np.abs(interpolate_in_time(clip, mask) - clip)[inner].mean() > 30
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

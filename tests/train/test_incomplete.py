@@ -13,6 +13,7 @@ from stg_runtime.video import to_model
 from stg_train.checkpoint import read_checkpoint
 from stg_train.incomplete import FIGURES, LEFT, MASK, RECOVERED, TRUTH, read_incomplete
 from stg_train.learn import Learner
+from stg_train.observed import Observed
 from stg_train.recipe import Recipe
 from stg_train.run import CHECKPOINT, METRICS, OBSERVED, Run, resolve
 
@@ -182,3 +183,16 @@ def test_a_complete_run_leaves_nothing_of_an_incomplete_one(clip: Path, tmp_path
     whole_run(tmp_path / "run", incomplete(clip, **{"learning.updates": 1}))
     Run.start(tmp_path / "run", tiny_recipe(clip), overwrite=True)
     assert not any((tmp_path / "run" / name).exists() for name in LEFT)
+
+
+def test_first_noise_is_not_made_from_the_zeros_of_hidden_pixels() -> None:
+    """A hole that is dark in the prepared clip is no part of the texture."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(180, 220, (1, 8, 12, 12, 3)).astype(np.uint8)
+    mask = np.ones(pixels.shape[:-1], bool)
+    mask[:, 2:6, 3:9, 3:9] = False
+    pixels[~mask] = 0
+    observed = Observed(pixels, 25.0, np.full((3, 1, 1), 200, np.float32), 10.0, mask)
+    spot = observed.spot_pixels()
+    np.testing.assert_array_equal(spot[mask], pixels[mask])
+    assert spot[~mask].min() >= 180

@@ -26,6 +26,7 @@ from stg_runtime.clip_checks import (
     crop_without,
 )
 from stg_runtime.errors import InputError
+from stg_runtime.fill import interpolate_in_time
 from stg_runtime.grids import halve_pixels
 from stg_runtime.spot import Axes, Spot
 from stg_runtime.video import (
@@ -98,18 +99,31 @@ class Observed:
         return scale_observed(stack, self.fps, pixels)
 
     def spot_pixels(self) -> NDArray[np.uint8]:
-        """The clips that first noise is made from: evenly chosen, as many as a model file holds."""
+        """The clips that first noise is made from: evenly chosen, as many as a model file holds.
+
+        Hidden pixels are interpolated in time: their zeros are no part of the texture.
+        """
         frames = self.pixels[:, : max(1, LARGEST_SPOT // self.pixels[0, 0].nbytes)]
         count = min(len(frames), max(1, LARGEST_SPOT // frames[0].nbytes))
-        chosen: NDArray[np.uint8] = frames[
-            np.linspace(0, len(frames) - 1, count).round().astype(int)
-        ]
-        return chosen
+        index = np.linspace(0, len(frames) - 1, count).round().astype(int)
+        chosen: NDArray[np.uint8] = frames[index]
+        if self.observed_mask is None:
+            return chosen
+        masks = self.observed_mask[index, : frames.shape[1]]
+        return np.stack([_interpolated(*pair) for pair in zip(chosen, masks, strict=True)])
 
     def spot(self, axes: Axes) -> Spot:
         """Makes first noise with the clips' covariance and power spectra."""
         clips = [to_model(clip, self.mean, self.scale) for clip in self.spot_pixels()]
         return Spot.fitted(np.stack(clips), axes, self.scale)
+
+
+def _interpolated(frames: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A clip (T, H, W, C) with its hidden pixels on the line between visible moments."""
+    if not mask.any():  # only a clip whose visible frames come later
+        return frames
+    levels = interpolate_in_time(frames.transpose(3, 0, 1, 2).astype(np.float32), mask)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
 def read_observed(data: Data, pixels: Pixels, file: BinaryIO | None = None) -> Observed:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stg_runtime.spot import LEAST_DEVIATION, NO_WRAP, Shape, Spot, cells, luminance_weights, smooth
+from stg_runtime.kriging import smooth_size
+from stg_runtime.spot import LEAST_DEVIATION, NO_WRAP, Shape, Spot, cells, luminance_weights
 
 
 class TorchSpot:
@@ -83,7 +84,7 @@ class TorchSpot:
     def _along_time(self, spot: Tensor, noise: Tensor, shape: Shape) -> Tensor:
         """Without the mean, (C, T, H, W)."""
         before = spot.shape[1] - 1
-        size = smooth(shape[1] + before)  # around the end comes nothing that is kept
+        size = smooth_size(shape[1] + before)  # around the end comes nothing that is kept
         around = noise.view(len(self._windows), -1).T @ self._windows.flatten(1)  # (frames, H W)
         spectra = torch.fft.rfft(spot.flatten(2), n=size, dim=1)
         spectra = spectra * torch.fft.rfft(around, n=size, dim=0)
