@@ -42,7 +42,10 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Built-in recipe or TOML file [default: fc-s]."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Built-in recipe or TOML file [default: chosen from the clips].",
+        ),
     ] = None,
     scale: Annotated[
         Literal["small", "paper"] | None,
@@ -167,8 +170,14 @@ def train(
             if recipe is not None or scale is not None:
                 # The command that started the run may be repeated with --resume; it must say the
                 # same.
-                whole = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
-                given = {**_flat(whole.model_dump(exclude={"description": True})), **given}
+                name = recipe or work.learner.recipe.name
+                whole = load_recipe(name, scale=scale, overrides=overrides)
+                said = _flat(whole.model_dump(exclude={"description": True}))
+                if recipe is None:  # a length that was fitted to the clips
+                    said = {
+                        k: v for k, v in said.items() if k not in ("data.frames", "data.window")
+                    }
+                given = {**said, **given}
             _refuse_changes(run, work.learner.recipe, given)
         except BaseException:
             work.close()
@@ -180,7 +189,14 @@ def train(
                 file=sys.stderr,
             )
     else:
-        resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
+        if recipe is None and videos:
+            from stg_train.choose import choose
+
+            chosen = choose([str(video) for video in videos], scale, overrides)
+            resolved = chosen.recipe
+            print(f"recipe {resolved.name}: {chosen.why}; --recipe names another", file=sys.stderr)
+        else:
+            resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
             raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
         if resolved.data.mask is not None:

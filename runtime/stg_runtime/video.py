@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -178,13 +179,13 @@ def frame_rate(path: Path, clip: int | None = None) -> float:
     return _open(path, clip)[1]
 
 
-def count_frames(path: Path, clip: int | None = None) -> int:
-    """How many frames a path holds; a video file is decoded to its end to be sure.
+def count_frames(path: Path, clip: int | None = None, *, at_most: int | None = None) -> int:
+    """How many frames a path holds; a video file is decoded to its end, or so far, to be sure.
 
     Raises:
         InputError: the path cannot be read as a video.
     """
-    return sum(1 for _ in _open(path, clip)[0])
+    return sum(1 for _ in itertools.islice(_open(path, clip)[0], at_most))
 
 
 def _open(path: Path, clip: int | None) -> tuple[Iterator[Image], float]:

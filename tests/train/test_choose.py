@@ -1,0 +1,50 @@
+"""Without a recipe, the clips choose: what looks alike everywhere may be free in space."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stg_runtime.errors import InputError
+from stg_train.choose import choose
+from stg_train.sea import Sea
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    waves = Sea(seed=3).render(40)
+    np.save(folder / "sea.npy", waves)
+    lamp = np.full_like(waves, 30)  # a scene: bright above, and only its middle flickers
+    lamp[:, :20] = 200
+    flicker = np.random.default_rng(0).uniform(0.3, 1, 40)
+    y, x = np.mgrid[:64, :64]
+    glow = 220 * np.exp(-((y - 40) ** 2 + (x - 30) ** 2) / 90)
+    lit = lamp + flicker[:, None, None, None] * glow[None, :, :, None]
+    np.save(folder / "lamp.npy", np.clip(lit, 0, 255).astype(np.uint8))
+    np.save(folder / "stone.npy", waves[:1].repeat(1, 0))
+    return folder
+
+
+@pytest.mark.parametrize(("clip", "recipe"), [("sea", "st"), ("lamp", "fc-s")])
+def test_a_texture_is_free_in_space_and_a_scene_is_not(clips: Path, clip: str, recipe: str) -> None:
+    path = str(clips / f"{clip}.npy")
+    chosen = choose([path], overrides={"data.videos": [path], "seed": 4})
+    assert chosen.recipe.name == recipe, chosen.why
+    # As long as the clip, and windows shorter than it; what was asked for stays.
+    assert (chosen.recipe.data.frames, chosen.recipe.data.window) == (40, 26)
+    assert chosen.recipe.seed == 4
+
+
+def test_a_still_image_and_an_action_need_no_measuring(clips: Path) -> None:
+    still = str(clips / "stone.npy")
+    assert choose([still], overrides={"data.videos": [still]}).recipe.name == "texture-2d"
+    path = str(clips / "sea.npy")
+    chosen = choose([path], overrides={"data.videos": [path], "data.align": True})
+    assert chosen.recipe.name == "action"
+
+
+def test_what_is_asked_for_and_cannot_be_is_said(clips: Path) -> None:
+    path = str(clips / "sea.npy")
+    with pytest.raises(InputError, match="90"):
+        choose([path], overrides={"data.videos": [path], "data.frames": 90})

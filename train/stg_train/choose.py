@@ -1,0 +1,133 @@
+"""Choose recipe, length and window for clips of which nobody said what they are.
+
+The question is whether a texture looks alike everywhere: then the network may be convolutional in
+space, and the model makes videos of any size. What first noise along space and time makes of the
+clip answers it, measured as any samples are, beside what noise along time alone makes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stg_runtime.measures import MIN_FRAMES, compare
+from stg_runtime.spot import Axes
+from stg_runtime.video import count_frames, to_pixels
+from stg_train.observed import read_observed
+from stg_train.recipe import Recipe, Scale, load_recipe
+from stg_train.select import score
+
+# A network that is free in space is worth this factor in the score of its first noise.
+FREE_IN_SPACE = 1.5
+# Further than so from the clip, it does not look like it.
+FAR = 2.0
+DRAWS = 2
+SEED = 0
+LEAST_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe for some clips, and what spoke for it.
+
+    Attributes:
+        recipe: the recipe, its frames and window fitted to the clips.
+        why: one line.
+    """
+
+    recipe: Recipe
+    why: str
+
+
+def choose(
+    videos: Sequence[str], scale: Scale | None = None, overrides: dict[str, Any] | None = None
+) -> Choice:
+    """The recipe for clips, by what they are.
+
+    Args:
+        videos: files or folders, as `Data.videos`, at least one.
+        scale: see `load_recipe`.
+        overrides: what was asked for, see `load_recipe`; it is heeded.
+
+    Raises:
+        InputError: a clip cannot be read or used; a value is out of range.
+    """
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if given.get("data.align"):
+        return Choice(load_recipe("action", scale=scale, overrides=given), "--align: an action")
+    base = load_recipe("fc-s", scale=scale, overrides=_lengthless(given))
+    start, most = base.data.start, given.get("data.frames") or base.data.frames
+    available = min(count_frames(Path(video), at_most=start + most) for video in videos) - start
+    if available == 1:
+        return Choice(load_recipe("texture-2d", scale=scale, overrides=given), "a still image")
+    given = _fitted(given, available, base)
+    time = load_recipe("fc-s", scale=scale, overrides=given)
+    if time.data.mask is not None:
+        return Choice(time, "with a mask nothing is measured beforehand")
+    if time.data.frames < MIN_FRAMES:
+        return Choice(time, f"{time.data.frames} frames are too few to measure")
+    space = load_recipe("st", scale=scale, overrides=given)
+    along_time, everywhere = _score(time, "time"), _score(space, "space-time")
+    figures = (
+        f"first noise along space and time is {everywhere:.2g} from the clip, along time alone "
+        f"{along_time:.2g}"
+    )
+    if everywhere <= min(FREE_IN_SPACE * along_time, FAR):
+        return Choice(space, f"it looks alike everywhere ({figures})")
+    return Choice(time, f"every place has its own behaviour ({figures})")
+
+
+def _lengthless(given: dict[str, Any]) -> dict[str, Any]:
+    """Without what cannot be checked before the clips' length is known."""
+    return {key: value for key, value in given.items() if key not in ("data.frames", "data.window")}
+
+
+def _fitted(given: dict[str, Any], available: int, base: Recipe) -> dict[str, Any]:
+    """With frames and window that the clips have, where neither was asked for."""
+    fitted = dict(given)
+    frames = given.get("data.frames")
+    if frames is None and 0 < available < base.data.frames:
+        frames = fitted["data.frames"] = available
+    if frames is not None and "data.window" not in given and base.data.window is not None:
+        # A window much shorter than the clip: one as long would be learned as a replay.
+        window = max(min(LEAST_WINDOW, frames), 2 * frames // 3)
+        fitted["data.window"] = min(base.data.window, window)
+    return fitted
+
+
+def _score(recipe: Recipe, axes: Axes) -> float:
+    """How far first noise along these axes is from the recipe's clips, see `select.score`."""
+    with tempfile.TemporaryFile() as file, _quiet():
+        observed = read_observed(recipe.data, recipe.pixels, file)
+        spot = observed.spot(axes)
+        _, T, H, W, C = observed.pixels.shape
+        rng = np.random.default_rng(SEED)
+        made = []
+        for _ in range(DRAWS):
+            noise = rng.standard_normal(spot.noise_size((C, T, H, W))).astype(np.float32)
+            video = spot.make(noise, (C, T, H, W))
+            made.append(to_pixels(video, observed.mean, observed.scale))
+        found = compare(list(observed.pixels), made)
+    return sum(score(measures) for measures in found.videos) / len(found.videos)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings about clips, which the run itself gives."""
+    logger = logging.getLogger("stg_train.observed")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False
