@@ -18,6 +18,7 @@ from torch import fx, nn
 from stg_export.gradient import frozen, trace, traced_shape
 from stg_export.lowering import LOWERINGS
 from stg_export.parity import check_parity
+from stg_export.units import weigh_units
 from stg_runtime.artifact import (
     ENERGY,
     ENERGY_GRAD,
@@ -51,6 +52,7 @@ def export_energy_grad(
     lowering: str = "auto",
     metadata: Callable[[tuple[Parity, ...], str], Metadata] | None = None,
     gradient_scale: float = 1.0,
+    unit_weights: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
 ) -> tuple[Parity, ...]:
@@ -79,6 +81,7 @@ def export_energy_grad(
             the file for the runtime; None for an energy that is not stg's.
         gradient_scale: the backward pass is that of gradient_scale * energy, divided again in
             float32, so that a large or small constant in the energy leaves float16's range alone.
+        unit_weights: add the input that weighs top units, of an stg energy; see `weigh_units`.
         overwrite: an existing file may be replaced.
         seed: of the inputs of the check; None draws fresh ones.
 
@@ -109,6 +112,9 @@ def export_energy_grad(
         gradient_scale=gradient_scale,
         lowering=lowering,
     )
+    if unit_weights:
+        weigh_units(model)
+        onnx.checker.check_model(model)
     if model.ByteSize() > _LARGEST_FILE:
         raise InputError(
             f"{path}: the graph takes {model.ByteSize() / 2**30:.1f} GiB and an ONNX file at most "

@@ -141,6 +141,7 @@ def export_run(
         lowering=lowering,
         metadata=metadata,
         gradient_scale=recipe.langevin.reference_std**2,
+        unit_weights=bool(free_axes),
         overwrite=overwrite,
     )
     return made[0]
