@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stg_train.chains import energy_and_grad
 from stg_train.descriptor import ConvSpec, Descriptor, Energy, init_he, min_size, top_units
 
 Array = NDArray[np.float32]
@@ -29,6 +28,7 @@ class Network:
     description = "torch"
     threads = 1
     coarser = None
+    weighs_units = True
 
     def __init__(self, layers: tuple[ConvSpec, ...], free: str = "NTHW", channels: int = 1) -> None:
         descriptor = Descriptor(layers, channels, (64, 64, 64))
@@ -52,11 +52,20 @@ class Network:
         )
         self.sizes: list[int] = []
 
-    def bind(self, x: Array, energy_grad: Array) -> None:
-        self.x, self.grad = x, energy_grad
+    def bind(self, x: Array, energy_grad: Array, unit_weights: Array | None = None) -> None:
+        self.x, self.grad, self.weights = x, energy_grad, unit_weights
 
     def run(self) -> Array:
-        energy, grad = energy_and_grad(self.energy, torch.from_numpy(self.x).double())
+        x = torch.from_numpy(self.x).double().requires_grad_(True)
+        responses = x
+        for conv in self.energy.descriptor.convs:  # type: ignore[union-attr]
+            responses = conv(responses).relu()
+        if self.weights is not None:
+            # They would be broadcast, too, if windows counted the units wrongly.
+            assert self.weights.shape[2:] == responses.shape[2:]
+            responses = responses * torch.from_numpy(self.weights)
+        energy = (x * x).flatten(1).sum(1) / 2 - responses.flatten(1).sum(1)
+        (grad,) = torch.autograd.grad(energy.sum(), x)
         self.grad[...] = grad.numpy()
         self.sizes.append(self.x.size)
-        return energy.numpy().astype(np.float32)
+        return energy.detach().numpy().astype(np.float32)

@@ -19,6 +19,7 @@ from torch import fx, nn
 from stg_export.gradient import frozen, trace, traced_shape
 from stg_export.lowering import LOWERINGS
 from stg_export.parity import check_parity
+from stg_export.units import weigh_units
 from stg_runtime.artifact import (
     ENERGY,
     ENERGY_GRAD,
@@ -54,6 +55,7 @@ def export_energy_grad(
     metadata: Callable[[tuple[Parity, ...], str], Metadata] | None = None,
     gradient_scale: float = 1.0,
     coarser: bytes | None = None,
+    unit_weights: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
 ) -> tuple[Parity, ...]:
@@ -84,6 +86,7 @@ def export_energy_grad(
             float32, so that a large or small constant in the energy leaves float16's range alone.
         coarser: a whole file of the next coarser scale, to be held by this one; see
             `stg_runtime.grids`.
+        unit_weights: add the input that weighs top units, of an stg energy; see `weigh_units`.
         overwrite: an existing file may be replaced.
         seed: of the inputs of the check; None draws fresh ones.
 
@@ -114,6 +117,9 @@ def export_energy_grad(
         gradient_scale=gradient_scale,
         lowering=lowering,
     )
+    if unit_weights:
+        weigh_units(model)
+        onnx.checker.check_model(model)
     if coarser is not None:
         entry = model.metadata_props.add()
         entry.key, entry.value = COARSER_KEY, pack_coarser(coarser)

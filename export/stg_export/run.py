@@ -225,6 +225,7 @@ def _export_scale(
         metadata=metadata,
         gradient_scale=recipe.langevin.reference_std**2,
         coarser=coarser,
+        unit_weights=bool(free_axes),
         overwrite=overwrite,
     )
     return made[0]

@@ -2,7 +2,9 @@
 
 An exported model is one ONNX file. Input ``video`` (N, C, T, H, W) float32 in model units; outputs
 ``energy`` (N,) float32 and ``energy_grad`` float32 of the shape of ``video``, of the whole energy,
-the Gaussian reference included. One JSON value under `METADATA_KEY` in ``metadata_props`` says the
+the Gaussian reference included. Where an axis is free, ``unit_weights`` (1, 1, T', H', W') float32
+weighs the responses of the top units in the energy; it is 1 where nothing is given, so that it may
+be left alone. One JSON value under `METADATA_KEY` in ``metadata_props`` says the
 rest.
 """
 
@@ -27,6 +29,7 @@ from stg_runtime.video import to_model
 VIDEO = "video"
 ENERGY = "energy"
 ENERGY_GRAD = "energy_grad"
+UNIT_WEIGHTS = "unit_weights"
 METADATA_KEY = "stg"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import ctypes
 import math
 import os
 import re
@@ -30,7 +31,7 @@ _OUTPUT = 48 * MIB  # the libraries and buffers of an encoder, never more
 _WRITER = 20 * MIB  # ... as they are
 _WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
 _MIXED = 1.1  # pieces of several shapes do not fill the memory that each other left
-_SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 18  # voxels: half a second on one core
+_SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 19  # voxels: half a second on one core
 
 
 def parse_memory(text: str, option: str = "--max-memory") -> int:
@@ -90,6 +91,16 @@ def budget(max_memory: str | None) -> int | None:
     return None if free is None else resident_memory() + int(_SHARE * free)
 
 
+def _give_back() -> None:
+    """Have the C library return freed memory to the system.
+
+    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
+    to take nothing.
+    """
+    with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _status(field: str) -> int:
     try:
         found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -140,6 +151,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     """
     metadata = gradient.metadata
     points: list[tuple[int, float]] = []
+    _give_back()
     base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
@@ -148,7 +160,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
             break
-        x, grad = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        x, grad = np.full(shape, 0, np.float32), np.ones(shape, np.float32)
         _peak(reset=True)
         gradient.bind(x, grad)
         gradient.run()
@@ -192,7 +204,7 @@ class Windows:
     Attributes:
         pieces: of each axis, (T, H, W).
         largest: voxels of the largest piece.
-        work: voxels that all pieces and overlaps have together, over the video's own.
+        work: voxels that all pieces have together, over the video's own.
     """
 
     pieces: tuple[int, int, int]
@@ -244,7 +256,7 @@ def _minus_longest(cut: tuple[int, int, int]) -> int:
 
 
 def _cuts(length: int, known: Reach | None, periodic: bool) -> list[tuple[int, int, int]]:
-    """Ways to cut an axis: number of pieces, longest piece, length of all pieces and overlaps."""
+    """Ways to cut an axis: number of pieces, longest piece, length of all pieces."""
     most = 1 if known is None else max(1, math.ceil(length / known.stride))
     counts = [*range(1, min(most, 64) + 1)]
     while counts[-1] < most:
@@ -293,6 +305,7 @@ def plan_windows(
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
+    _give_back()
     fixed = resident_memory() + _OUTPUT + held
     if limit is None:
         return whole

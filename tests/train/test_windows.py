@@ -142,14 +142,31 @@ def test_a_value_that_is_not_finite_is_not_lost_between_pieces() -> None:
     assert not np.isfinite(energy).any() and not np.isfinite(grad).all()
 
 
-def test_pieces_are_of_nearly_one_length_and_begin_at_units() -> None:
-    known = Reach(stride=4, overlap=15)
+def test_pieces_are_of_nearly_one_length_and_own_each_unit_once() -> None:
+    known = Reach(stride=4, field=18, padding=7)
     pieces = cover(400, known, pieces=5)
-    lengths = [item.length for item in pieces if item.sign > 0]
+    lengths = [item.length for item in pieces]
     assert len(lengths) == 5 and max(lengths) - min(lengths) <= 5 * known.stride
     assert all(item.start % known.stride == 0 for item in pieces)
-    assert sum(item.sign * item.length for item in pieces) == 400
-    assert cover(10, known, pieces=3)[0].stop == 10  # too short to be cut
+    owned = [item.start // 4 + unit for item in pieces for unit in range(item.first, item.last)]
+    assert owned == list(range(known.units(400)))
+    assert len(cover(10, known, pieces=3)) == 1  # too short to be cut
+
+
+def test_a_cut_costs_one_overlap() -> None:
+    known = Reach(stride=4, field=18, padding=7)
+    for length in (100, 333, 2000):
+        for count in (2, 3, 5):
+            pieces = cover(length, known, pieces=count)
+            most = length + (len(pieces) - 1) * (known.overlap + 2)
+            assert sum(item.length for item in pieces) <= most
+
+
+def test_a_file_of_an_older_export_is_refused() -> None:
+    network = Network(SMALL)
+    network.weighs_units = False
+    with pytest.raises(InputError, match="export the run again"):
+        Windowed(network, pieces=(2, 1, 1))  # type: ignore[arg-type]
 
 
 def test_impossible_periods_are_refused_with_the_nearest() -> None:

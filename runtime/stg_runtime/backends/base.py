@@ -104,14 +104,22 @@ class HostGradient(Protocol):
         metadata: of the model.
         description: the device, for people.
         threads: that it uses, and that noise and update may use.
+        weighs_units: `bind` takes weights of the top units; False of a file of an older export.
     """
 
     metadata: Metadata
     description: str
     threads: int
+    weighs_units: bool
 
-    def bind(self, x: Float32, energy_grad: Float32) -> None:
-        """Fix the buffers: each `run` reads `x` and overwrites `energy_grad` (both N,C,T,H,W)."""
+    def bind(self, x: Float32, energy_grad: Float32, unit_weights: Float32 | None = None) -> None:
+        """Fix the buffers: each `run` reads `x` and overwrites `energy_grad` (both N,C,T,H,W).
+
+        Args:
+            x: model units.
+            energy_grad: overwritten.
+            unit_weights: of the top units' responses, (1, 1, T', H', W'); None is 1 for all.
+        """
 
     def run(self) -> Float32:
         """Compute dE/dx at `x` into the bound `energy_grad`.

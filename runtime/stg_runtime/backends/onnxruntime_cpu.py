@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stg_runtime.artifact import ENERGY, ENERGY_GRAD, METADATA_KEY, VIDEO, Metadata, parse_metadata
+from stg_runtime.artifact import (
+    ENERGY,
+    ENERGY_GRAD,
+    METADATA_KEY,
+    UNIT_WEIGHTS,
+    VIDEO,
+    Metadata,
+    parse_metadata,
+)
 from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
@@ -191,6 +199,8 @@ class OnnxRuntimeCpu:
         self.threads = threads or usable_threads()
         self._session, self.metadata = open_session(path, self.threads)
         self.description = f"CPU, {self.threads} threads"
+        given = [item.name for item in self._session.get_overridable_initializers()]
+        self.weighs_units = UNIT_WEIGHTS in given
         self._binding: Any = None
         self._energy: Float32 = np.empty(0, np.float32)
 
@@ -198,7 +208,7 @@ class OnnxRuntimeCpu:
         """See `Backend.chains`."""
         return HostChains(self, shape)
 
-    def bind(self, x: Float32, energy_grad: Float32) -> None:
+    def bind(self, x: Float32, energy_grad: Float32, unit_weights: Float32 | None = None) -> None:
         """See `HostGradient.bind`; onnxruntime works on the arrays' own memory, without copies."""
         assert x.flags.c_contiguous and energy_grad.flags.c_contiguous
         self._energy = np.empty(x.shape[0], np.float32)
@@ -206,8 +216,12 @@ class OnnxRuntimeCpu:
         for name, array in ((ENERGY, self._energy), (ENERGY_GRAD, energy_grad)):
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         binding.bind_input(VIDEO, "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        if unit_weights is not None:
+            assert self.weighs_units and unit_weights.flags.c_contiguous
+            pointer = unit_weights.ctypes.data
+            binding.bind_input(UNIT_WEIGHTS, "cpu", 0, np.float32, unit_weights.shape, pointer)
         self._binding = binding
-        self._held = (x, energy_grad)  # the binding holds addresses, not references
+        self._held = (x, energy_grad, unit_weights)  # the binding holds addresses, not references
 
     def run(self) -> Float32:
         """See `HostGradient.run`."""
