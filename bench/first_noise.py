@@ -77,7 +77,7 @@ def prepared(text: str, recipe: str) -> Observed:
     if frames:
         overrides |= {"data.frames": int(frames), "data.window": int(frames) // 2}
     loaded = load_recipe(recipe, overrides=overrides)
-    return read_observed(loaded.data, loaded.pixels, tempfile.TemporaryFile())  # noqa: SIM115
+    return read_observed(loaded.data, loaded.pixels, tempfile.TemporaryFile())
 
 
 def variants(observed: Observed, axes: Axes, draws: int) -> dict[str, list[dict[str, float]]]:
