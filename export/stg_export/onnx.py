@@ -52,7 +52,7 @@ def export_energy_grad(
     precision: Precision = "fp32",
     opset: int = 18,
     lowering: str = "auto",
-    metadata: Callable[[tuple[Parity, ...], str], Metadata] | None = None,
+    metadata: Callable[[tuple[Parity, ...], str, str], Metadata] | None = None,
     gradient_scale: float = 1.0,
     coarser: bytes | None = None,
     unit_weights: bool = False,
@@ -80,7 +80,7 @@ def export_energy_grad(
         lowering: one of `LOWERINGS`: "auto" computes spatially full layers as matrix products and
             gradients of strided layers phase by phase where that pays; what was applied is
             recorded ("matmul", "phases", both with a +, "space-to-depth" or "none").
-        metadata: called with the parity figures and the lowering's name, gives what is stored in
+        metadata: called with parity, the lowering's name and the graph's SHA-256; gives what is in
             the file for the runtime; None for an energy that is not stg's.
         gradient_scale: the backward pass is that of gradient_scale * energy, divided again in
             float32, so that a large or small constant in the energy leaves float16's range alone.
@@ -141,8 +141,7 @@ def export_energy_grad(
         if metadata is not None:
             entry = model.metadata_props.add()
             digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
-            said = metadata(found, used).model_copy(update={"graph_sha256": digest})
-            entry.key, entry.value = METADATA_KEY, said.to_json()
+            entry.key, entry.value = METADATA_KEY, metadata(found, used, digest).to_json()
             onnx.save(model, temporary)
     return found
 

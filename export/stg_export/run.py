@@ -150,7 +150,7 @@ def _export_scale(
         equalizer = None if fitted is None else EqualizerTaps.of(fitted)
     made: list[Metadata] = []
 
-    def metadata(parity: tuple[Parity, ...], used: str) -> Metadata:
+    def metadata(parity: tuple[Parity, ...], used: str, digest: str) -> Metadata:
         made.append(
             Metadata(
                 recipe=recipe.name,
@@ -188,6 +188,7 @@ def _export_scale(
                 lowering=used,
                 versions=checkpoint.versions | _versions(),
                 parity=parity,
+                graph_sha256=digest,
                 scales=recipe.scales,
             )
         )

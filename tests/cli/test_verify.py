@@ -32,8 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Energy(descriptor, 0.7),
         path,
         example_shape=(1, 3, 8, 8, 8),
-        metadata=lambda parity, used: Metadata.model_validate(
-            tiny_metadata(reference_std=0.7, parity=parity, lowering=used)
+        metadata=lambda parity, used, digest: Metadata.model_validate(
+            tiny_metadata(reference_std=0.7, parity=parity, lowering=used, graph_sha256=digest)
         ),
         gradient_scale=0.49,
     )

@@ -60,12 +60,13 @@ def test_a_wheel_without_cuda_or_too_old(wheels: dict) -> None:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_cpu, "OnnxRuntimeCpu", lambda path, threads: "the CPU")
+    backend = SimpleNamespace(metadata=SimpleNamespace(scales=1), description="the CPU")
+    monkeypatch.setattr(onnxruntime_cpu, "OnnxRuntimeCpu", lambda path, threads: backend)
 
 
 def test_auto_says_why_it_is_not_the_gpu(cpu: None, wheels: dict, capsys: Any) -> None:
     wheels.update({"onnxruntime": "1.30", "onnxruntime-gpu": None})
-    assert open_backend(MODEL, "auto") == "the CPU"
+    assert open_backend(MODEL, "auto").description == "the CPU"
     assert "auto: the CPU, because onnxruntime 1.30 is the build" in capsys.readouterr().err
 
 
@@ -74,7 +75,7 @@ def test_what_a_gpu_cannot_do_is_not_given_to_one(
     cpu: None, wheels: dict, option: str, capsys: Any
 ) -> None:
     """`auto` takes the CPU at once, where it would be refused on the GPU it has."""
-    assert open_backend(MODEL, "auto", host_only=option) == "the CPU"
+    assert open_backend(MODEL, "auto", host_only=option).description == "the CPU"
     assert f"auto: the CPU, because {option} does not work" in capsys.readouterr().err
     for device in ("cuda", "cuda:0", "tensorrt"):
         with pytest.raises(InputError, match=f"{device}: {option} does not .* pass --device cpu"):
