@@ -62,5 +62,5 @@ def test_what_the_parser_refuses_is_said(tmp_path: Path) -> None:
 
 def test_without_tensorrt_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install tensorrt-rtx"):
+    with pytest.raises(InputError, match=r"pip install 'stg\[tensorrt-rtx\]'"):
         build_engine(Path("any.onnx"))
