@@ -28,7 +28,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
 _OUTPUT = 48 * MIB  # the libraries and buffers of an encoder
-_MIXED = 1.1  # pieces of several shapes do not fill the memory that each other left
+# Pieces of several shapes do not fill the memory that each other left, and large ones take a fifth
+# more per voxel than the probe.
+_MIXED = 1.25
 _SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 19  # voxels: half a second on one core
 
 
