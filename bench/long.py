@@ -2,11 +2,12 @@
 
     python bench/long.py MODEL.onnx [--frames 2000] [--json bench/results/long-cpu.json]
 
-windows: time of one gradient in windows over that in one piece, alternating in one process,
-and their largest difference over the gradient's own largest value; memory: peak of a synthesis in a
-process of its own, over its --max-memory; loop: difference of last and first frame over the mean
-difference of neighbouring frames; endless: frames per second and resident memory along the stream,
-late over early, and mean, standard deviation and motion of its first and last quarter, levels.
+windows: time of one gradient in the windows of a budget over that in one piece, wall and CPU,
+alternating in one process, and their largest difference over the gradient's own largest value;
+memory: peak of a synthesis in a process of its own, over its --max-memory; loop: difference of last
+and first frame over the mean difference of neighbouring frames; endless: frames per second and
+resident memory along the stream, late over early, and mean, standard deviation and motion of its
+first and last quarter, levels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from stg_runtime.doctor import memory, processor, version
 from stg_runtime.endless import Endless
-from stg_runtime.memory import MIB, choose_windows, parse_memory, resident_memory
+from stg_runtime.memory import MIB, parse_memory, plan_windows, resident_memory
 from stg_runtime.synthesize import fitted_chains, plan, synthesize
 from stg_runtime.threads import usable_threads
 from stg_runtime.windows import Windowed
@@ -43,35 +44,44 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=
 
 
 def windows(
-    model: Path, lengths: tuple[int, int, int], share: float, repeats: int
+    model: Path, lengths: tuple[int, int, int], limit: str, repeats: int, threads: int
 ) -> dict[str, Any]:
-    whole = OnnxRuntimeCpu(model)
-    cut = choose_windows(whole.metadata, lengths, share * np.prod(lengths))
-    assert cut is not None
-    windowed = Windowed(OnnxRuntimeCpu(model), pieces=cut.pieces)
-    x = np.random.default_rng(0).standard_normal(
-        (1, whole.metadata.channels, *lengths), dtype=np.float32
-    )
+    """One gradient of a video in the windows that a budget allows, and in one piece."""
+    whole = OnnxRuntimeCpu(model, threads)
+    gradient = OnnxRuntimeCpu(model, threads)
+    metadata = whole.metadata
+    cut = plan_windows(gradient, lengths, limit=parse_memory(limit))
+    assert cut.pieces != (1, 1, 1), "it fits in one piece; nothing to compare"
+    windowed = Windowed(gradient, pieces=cut.pieces)
+    x = np.random.default_rng(0).standard_normal((1, metadata.channels, *lengths), np.float32)
     grads = [np.empty_like(x), np.empty_like(x)]
-    times: list[list[float]] = [[], []]
+    wall: list[list[float]] = [[], []]
+    busy: list[list[float]] = [[], []]
     for _ in range(repeats + 1):
-        for index, gradient in enumerate((whole, windowed)):
-            gradient.bind(x, grads[index])
-            began = time.perf_counter()
-            gradient.run()
-            times[index].append(time.perf_counter() - began)
-    ratios = [b / a for a, b in zip(times[0][1:], times[1][1:], strict=True)]
+        for index, each in enumerate((whole, windowed)):
+            each.bind(x, grads[index])
+            began, used = time.perf_counter(), time.process_time()
+            each.run()
+            busy[index].append(time.process_time() - used)
+            wall[index].append(time.perf_counter() - began)
     error = float(np.abs(grads[1] - grads[0]).max() / np.abs(grads[0]).max())
     assert error < 1e-4, error
     return {
         "video": "x".join(map(str, lengths)),
+        "budget": limit,
         "pieces": cut.pieces,
         "largest piece, share of the video": cut.largest / float(np.prod(lengths)),
         "work ratio": cut.work,
-        "time ratio": statistics.median(ratios),
-        "seconds whole": statistics.median(times[0][1:]),
+        "time ratio": _ratio(wall),
+        "CPU time ratio": _ratio(busy),
+        "CPU seconds whole": statistics.median(busy[0][1:]),
         "difference": error,
     }
+
+
+def _ratio(times: list[list[float]]) -> float:
+    """Of windows over one piece: the median over neighbouring runs, the first pair left out."""
+    return statistics.median(b / a for a, b in zip(times[0][1:], times[1][1:], strict=True))
 
 
 def peak(model: Path, limit: str, frames: int, size: str) -> dict[str, Any]:
@@ -91,8 +101,8 @@ def peak(model: Path, limit: str, frames: int, size: str) -> dict[str, Any]:
     }
 
 
-def loop(model: Path, frames: int, seeds: int) -> dict[str, Any]:
-    backend = OnnxRuntimeCpu(model)
+def loop(model: Path, frames: int, seeds: int, threads: int) -> dict[str, Any]:
+    backend = OnnxRuntimeCpu(model, threads)
     ratios = []
     for seed in range(seeds):
         job = plan(backend.metadata, frames=frames, loop=True, seed=seed)
@@ -103,8 +113,8 @@ def loop(model: Path, frames: int, seeds: int) -> dict[str, Any]:
     return {"frames": frames, "seam over motion": ratios, "mean": statistics.mean(ratios)}
 
 
-def endless(model: Path, frames: int) -> dict[str, Any]:
-    gradient = OnnxRuntimeCpu(model)
+def endless(model: Path, frames: int, threads: int) -> dict[str, Any]:
+    gradient = OnnxRuntimeCpu(model, threads)
     size = gradient.metadata.size
     stream = Endless(
         gradient,
@@ -155,35 +165,45 @@ def endless(model: Path, frames: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--frames", type=int, default=2000, help="of the stream; 0 for none")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = options.model
+    threads = options.threads or usable_threads()
     result: dict[str, Any] = {
         "what": "windows, loops and endless video on the CPU",
         "date": datetime.date.today().isoformat(),
         "hardware": {
             "processor": processor(),
             "memory": memory(),
-            "threads": usable_threads(),
+            "threads": threads,
         },
         "versions": {name: version(name) for name in ("stg", "onnxruntime", "numpy")},
         "windows": [
-            windows(model, (512, 64, 64), 0.34, options.repeats),
-            windows(model, (256, 64, 64), 0.34, options.repeats),
-            windows(model, (72, 256, 256), 0.34, options.repeats),
-            windows(model, (128, 128, 128), 0.34, options.repeats),
+            windows(model, lengths, limit, options.repeats, threads)
+            for lengths, limit in (
+                ((400, 64, 64), "240M"),
+                ((800, 64, 64), "300M"),
+                ((72, 256, 256), "400M"),
+                ((128, 128, 128), "280M"),
+                ((128, 128, 128), "240M"),
+            )
         ],
         "memory": [
-            peak(model, "300M", 400, "64x64"),
+            peak(model, "260M", 400, "64x64"),
+            peak(model, "400M", 64, "256x256"),
             peak(model, "500M", 64, "256x256"),
-            peak(model, "1G", 64, "256x256"),
         ],
-        "loop": loop(model, 64, 4),
+        "loop": loop(model, 64, 2, threads),
     }
     print(json.dumps(result, indent=2), file=sys.stderr)
-    result["endless"] = endless(model, options.frames)
+    if options.json:  # what is measured so far
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if not options.frames:
+        return
+    result["endless"] = endless(model, options.frames, threads)
     shown = {key: value for key, value in result["endless"].items() if key != "curve"}
     print(json.dumps(shown, indent=2), file=sys.stderr)
     if options.json:

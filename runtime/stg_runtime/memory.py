@@ -30,7 +30,9 @@ _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
 _OUTPUT = 48 * MIB  # the libraries and buffers of an encoder, never more
 _WRITER = 20 * MIB  # ... as they are
 _WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
-_MIXED = 1.1  # pieces of several shapes do not fill the memory that each other left
+# Pieces of several shapes do not fill the memory that each other left, and large ones take a fifth
+# more per voxel than the probe.
+_MIXED = 1.25
 _SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 19  # voxels: half a second on one core
 
 

@@ -389,13 +389,15 @@ def _convolved(spot: Float32, noise: Float32, kept: tuple[slice, int, int]) -> F
     One channel after the other: a whole video's transforms would not fit where the video does.
     """
     spectrum = np.fft.rfftn(noise)
-    channels = []
-    for channel in spot:
+    made = np.empty(
+        (len(spot), len(range(*kept[0].indices(noise.shape[0]))), *kept[1:]), np.float32
+    )
+    for index, channel in enumerate(spot):
         own = np.fft.rfftn(folded(channel[None], noise.shape)[0])
         own *= spectrum
         whole = np.fft.irfftn(own, s=noise.shape, axes=(0, 1, 2))
-        channels.append(whole[kept[0], : kept[1], : kept[2]].astype(np.float32))
-    return np.stack(channels)
+        made[index] = whole[kept[0], : kept[1], : kept[2]]
+    return made
 
 
 def folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
