@@ -328,8 +328,8 @@ def _learn(work: Run) -> None:
         )
         raise typer.Exit(128 + stop.signal if stop.signal else INTERRUPTED)
     seconds = time.monotonic() - began
-    best = work.learner.best
-    if best is not None and best.update != total:
+    made, best = work.learner.update_count, work.learner.best
+    if best is not None and best.update != made:
         print(f"kept: the parameters of update {best.update}, of the best samples", file=sys.stderr)
     if work.learner.recovery is not None:
         _recover(work)
@@ -338,7 +338,7 @@ def _learn(work: Run) -> None:
     world.any(False)
     look = "recovered.mp4" if work.learner.recovery is not None else "report.html"
     print(
-        f"{work.folder}  ({total} updates, {seconds:.0f} s; look at "
+        f"{work.folder}  ({made} updates, {seconds:.0f} s; look at "
         f"{work.folder / look}; next: stg-export {work.folder} -o MODEL.onnx)"
     )
 

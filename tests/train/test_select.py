@@ -91,3 +91,40 @@ def test_the_score_is_0_for_the_clip_but_for_being_a_replay() -> None:
     replay, fresh = compare([video], [video, other]).videos
     assert score(replay) == pytest.approx((1 / select.DIFFERENCE) / 7)
     assert score(fresh) < score(replay)
+
+
+def test_a_collapse_ends_learning_with_the_best_and_not_the_run(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = iter([0.4, 0.9])
+    monkeypatch.setattr(run_module, "sample_score", lambda learner: next(told))
+    work = Run.start(tmp_path / "run", tiny_recipe(clip, **{"learning.select_every": 2}))
+    update, at = work.learner.update, {}
+
+    def collapses() -> object:
+        if work.learner.update_count == 5:
+            raise DivergenceError("update 6: gone")
+        return update()
+
+    monkeypatch.setattr(work.learner, "update", collapses)
+    assert work.learn(lambda metrics: at.update({metrics.update: work.learner.parameters()}))
+    assert "learning ends early: update 6: gone" in caplog.text
+    work.close()
+    assert same_energy(tmp_path / "run", at[2])
+    # A finished run of five updates, for whoever opens it.
+    again = Run.resume(tmp_path / "run")
+    assert again.learner.update_count == again.learner.recipe.learning.updates == 5
+    again.close()
+
+
+def test_a_collapse_before_anything_was_measured_is_an_error(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Run.start(tmp_path / "run", tiny_recipe(clip, **{"learning.select_every": 4}))
+
+    def collapses() -> None:
+        raise DivergenceError("update 1: gone")
+
+    monkeypatch.setattr(work.learner, "update", collapses)
+    with pytest.raises(DivergenceError, match="gone"):
+        work.learn()

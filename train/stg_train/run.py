@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import math
 import os
 import shutil
@@ -37,7 +38,7 @@ import torch
 from numpy.typing import NDArray
 
 from stg_runtime.contact_sheet import contact_sheet, save_image
-from stg_runtime.errors import InputError
+from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.files import (
     TEMPORARY_PREFIX,
     atomic_path,
@@ -96,6 +97,8 @@ FINISHED = (MEASURES, SYNTHESIZED, PATH, REPORT)
 SAMPLES = 2  # videos made at the end
 
 Report = Callable[[Metrics], None]
+
+_log = logging.getLogger(__name__)  # warnings reach stderr without any set-up
 
 
 def versions() -> dict[str, str]:
@@ -273,10 +276,12 @@ class Run:
                 the middle of an update would leave random states that no longer fit it.)
 
         Returns:
-            Whether all updates were made.
+            Whether learning is done.
 
         Raises:
-            DivergenceError: see `Learner.update`; the last checkpoint stays as it is.
+            DivergenceError: see `Learner.update`; the last checkpoint stays as it is. Where fresh
+                samples were measured (`learning.select_every`), learning ends there instead, with
+                the parameters whose samples were best.
         """
         recipe, learner = self.learner.recipe, self.learner
         world = learner.world
@@ -293,7 +298,13 @@ class Run:
         try:
             with log_path.open("a", encoding="utf-8") as log:
                 while learner.update_count < total:
-                    metrics = self._select(learner.update())
+                    try:
+                        metrics = self._select(learner.update())
+                    except DivergenceError as error:
+                        if learner.best is None or world.size > 1:  # all would have to agree
+                            raise
+                        self._end_early(error)
+                        return True
                     log.write(json.dumps(asdict(metrics)) + "\n")
                     log.flush()
                     if board is not None:
@@ -317,6 +328,19 @@ class Run:
             if board is not None:
                 board.close()
         return learner.update_count >= total
+
+    def _end_early(self, error: DivergenceError) -> None:
+        """Make the best parameters those of a finished run; its recipe says how long it learned."""
+        learner = self.learner
+        _log.warning("warning: learning ends early: %s", error)
+        take_best(learner)
+        for scale in learner.scales():
+            made = {"updates": learner.update_count}
+            learning = scale.recipe.learning.model_copy(update=made)
+            scale.recipe = scale.recipe.model_copy(update={"learning": learning})
+        learner.recipe.save(self.folder / RECIPE)
+        self.picture()
+        self.save()
 
     def _select(self, metrics: Metrics) -> Metrics:
         """Measure fresh samples where it is their turn; at the end, take the best parameters."""
