@@ -272,7 +272,7 @@ def check_spot(device: CudaDevice, cases: Sequence[tuple] = SPOT_CASES) -> list[
     worst = 0.0
     for axes, shape, wrap in cases:
         like = shape[1:] if shape[1] == 70 else (30, 22, 30)
-        spot = Spot(model_units(clip_like(like)), axes)
+        spot = Spot.fitted(model_units(clip_like(like)), axes, 50.0)
         made = DeviceSpot(device, spot, shape, wrap)
         x, out = device.allocate(4 * int(np.prod(shape))), np.empty(shape, np.float32)
         made.fill(x, 5, [2**40])
@@ -289,7 +289,7 @@ def check_spot(device: CudaDevice, cases: Sequence[tuple] = SPOT_CASES) -> list[
 def first(device: CudaDevice, network: str) -> dict[str, float]:
     """How long the first noise of one video takes, on the device and on the processor."""
     axes, shape = FIRST[network]
-    spot = Spot(model_units(clip_like(shape[1:])), axes)
+    spot = Spot.fitted(model_units(clip_like(shape[1:])), axes, 50.0)
     began = time.perf_counter()
     first_noise(spot, shape, seed=1, number=0, init_std=1.0)
     host = time.perf_counter() - began

@@ -30,7 +30,15 @@ def test_a_right_kernel_passes(gpu: Any) -> None:
     assert len(found) == 2
 
 
-LEFT_OUT = ("stg_step", "stg_draw", "stg_colour", "stg_fourier", "stg_take")
+LEFT_OUT = (
+    "stg_step",
+    "stg_draw",
+    "stg_colour",
+    "stg_filter_time",
+    "stg_filter_space",
+    "stg_fourier",
+    "stg_take",
+)
 
 
 class Wrong(CudaDevice):
@@ -64,7 +72,7 @@ def test_right_spot_noise_passes(gpu: Any) -> None:
 def test_wrong_spot_noise_fails(gpu: Any, kernel: str) -> None:
     device = Wrong.open(0)
     device.kernel = kernel
-    case = 0 if kernel == "stg_colour" else 2
+    case = 0 if kernel in ("stg_colour", "stg_filter_time", "stg_filter_space") else 2
     with pytest.raises(AssertionError, match="spot noise along"):
         gpu.check_spot(device, gpu.SPOT_CASES[case : case + 1])
 
