@@ -157,7 +157,7 @@ def train(
     require("train", "torch", "safetensors", "tomli_w")
     # torch takes a second to import; --help and usage errors do not wait for it.
     from stg_train.parallel import join
-    from stg_train.recipe import load_recipe
+    from stg_train.recipe import builtin_recipes, load_recipe
     from stg_train.run import Run
 
     world = join()
@@ -167,10 +167,10 @@ def train(
         work = Run.resume(run, updates=updates, device=device, world=world)
         try:
             given = {key: value for key, value in overrides.items() if value is not None}
-            if recipe is not None or scale is not None:
+            name = recipe or work.learner.recipe.name
+            if recipe is not None or (scale is not None and name in builtin_recipes()):
                 # The command that started the run may be repeated with --resume; it must say the
                 # same.
-                name = recipe or work.learner.recipe.name
                 whole = load_recipe(name, scale=scale, overrides=overrides)
                 said = _flat(whole.model_dump(exclude={"description": True}))
                 if recipe is None:  # a length that was fitted to the clips
@@ -189,12 +189,13 @@ def train(
                 file=sys.stderr,
             )
     else:
+        why = ""
         if recipe is None and videos:
             from stg_train.choose import choose
 
             chosen = choose([str(video) for video in videos], scale, overrides)
             resolved = chosen.recipe
-            print(f"recipe {resolved.name}: {chosen.why}; --recipe names another", file=sys.stderr)
+            why = f"recipe {resolved.name}: {chosen.why}; --recipe names another"
         else:
             resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
@@ -202,6 +203,8 @@ def train(
         if resolved.data.mask is not None:
             print("filling the hidden pixels for a start ...", file=sys.stderr)
         work = Run.start(run, resolved, overwrite=overwrite, world=world)
+        if why and world.first:
+            print(why, file=sys.stderr)
     try:
         _learn(work)
     finally:

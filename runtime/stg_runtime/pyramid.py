@@ -39,6 +39,12 @@ class Pyramid:
         """See `Chains.start`; of this scale alone."""
         self._chains.start(seed=seed, numbers=numbers, init_std=init_std, spot=spot, wrap=wrap)
 
+    @property
+    def silent(self) -> list[int]:
+        """See `HostChains.silent`; of this scale alone."""
+        silent: list[int] = getattr(self._chains, "silent", [0] * self.shape[0])
+        return silent
+
     def write(self, x: Float32) -> None:
         """See `Chains.write`."""
         self._chains.write(x)

@@ -420,7 +420,7 @@ def walk(
             progress(step, math.nan if energy is None else float(energy.mean()))
     energies = chains.energies()
     _check_energies(energies, first, job, metadata, numbers)
-    since = chains.silent if isinstance(chains, HostChains) else [0] * len(numbers)
+    since = chains.silent if isinstance(chains, HostChains | Pyramid) else [0] * len(numbers)
     for index, video in enumerate(chains.read()):
         who = f"chain {numbers[index]} (seed {job.seed})"
         last = float(energies[-1, index]) if len(energies) else math.nan

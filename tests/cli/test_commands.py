@@ -205,7 +205,7 @@ def test_foreign_and_damaged_models_are_refused(trained: Path, tmp_path: Path) -
         (["missing.mp4"], "missing.mp4: no such file"),
         (["empty.mp4"], "empty"),
         (["text.mp4"], "text.mp4: not a video"),
-        (["clip.npy"], "12 frames from frame 0 on, 64 asked for; pass --frames 12"),
+        (["clip.npy", "--recipe", "fc-s"], "12 frames from frame 0 on, 64 asked for; pass --fr"),
         (["clip.npy", "--frames", "12", "--start", "5"], "pass --frames 7 or an earlier --start"),
         (["clip.npy", "--frames", "12", "--start", "99"], "--start 99 is past its end"),
         (["clip.npy", "--frames", "12", "--crop", "8,8,16,16"], "reaches outside"),

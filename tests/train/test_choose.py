@@ -48,3 +48,13 @@ def test_what_is_asked_for_and_cannot_be_is_said(clips: Path) -> None:
     path = str(clips / "sea.npy")
     with pytest.raises(InputError, match="90"):
         choose([path], overrides={"data.videos": [path], "data.frames": 90})
+
+
+def test_what_cannot_be_measured_is_still_learned(clips: Path, tmp_path: Path) -> None:
+    path = str(clips / "sea.npy")
+    small = choose([path], overrides={"data.videos": [path], "data.size": [12, 12]})
+    assert small.recipe.name == "fc-s" and "too small to measure" in small.why
+    many = tmp_path / "many.npy"
+    np.save(many, np.stack([np.load(path)[:36]] * 2))
+    several = choose([str(many)], overrides={"data.videos": [str(many)], "data.size": [32, 32]})
+    assert several.recipe.data.frames == 36

@@ -117,6 +117,23 @@ def test_a_collapse_ends_learning_with_the_best_and_not_the_run(
     again.close()
 
 
+def test_the_first_update_after_a_resume_may_collapse(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Run.start(tmp_path / "run", tiny_recipe(clip, **{"learning.select_every": 2}))
+    work.learn(stop=lambda: work.learner.update_count == 4)
+    work.close()
+    again = Run.resume(tmp_path / "run")
+
+    def collapses() -> None:
+        raise DivergenceError("update 5: gone")
+
+    monkeypatch.setattr(again.learner, "update", collapses)
+    assert again.learn()
+    again.close()
+    assert read_checkpoint(tmp_path / "run" / CHECKPOINT).recipe.learning.updates == 4
+
+
 def test_a_collapse_before_anything_was_measured_is_an_error(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from stg_runtime.errors import InputError
 from stg_runtime.measures import MIN_FRAMES, compare
 from stg_runtime.spot import Axes
-from stg_runtime.video import count_frames, to_pixels
+from stg_runtime.video import count_clips, count_frames, to_pixels
 from stg_train.observed import read_observed
 from stg_train.recipe import Recipe, Scale, load_recipe
 from stg_train.select import score
@@ -64,7 +65,12 @@ def choose(
         return Choice(load_recipe("action", scale=scale, overrides=given), "--align: an action")
     base = load_recipe("fc-s", scale=scale, overrides=_lengthless(given))
     start, most = base.data.start, given.get("data.frames") or base.data.frames
-    available = min(count_frames(Path(video), at_most=start + most) for video in videos) - start
+    counts = [
+        count_frames(Path(video), clip, at_most=start + most)
+        for video in videos
+        for clip in range(count_clips(Path(video)))
+    ]
+    available = min(counts) - start
     if available == 1:
         return Choice(load_recipe("texture-2d", scale=scale, overrides=given), "a still image")
     given = _fitted(given, available, base)
@@ -75,6 +81,8 @@ def choose(
         return Choice(time, f"{time.data.frames} frames are too few to measure")
     space = load_recipe("st", scale=scale, overrides=given)
     along_time, everywhere = _score(time, "time"), _score(space, "space-time")
+    if along_time is None or everywhere is None:
+        return Choice(time, "the clips are too small to measure, or hardly move")
     figures = (
         f"first noise along space and time is {everywhere:.2g} from the clip, along time alone "
         f"{along_time:.2g}"
@@ -102,8 +110,11 @@ def _fitted(given: dict[str, Any], available: int, base: Recipe) -> dict[str, An
     return fitted
 
 
-def _score(recipe: Recipe, axes: Axes) -> float:
-    """How far first noise along these axes is from the recipe's clips, see `select.score`."""
+def _score(recipe: Recipe, axes: Axes) -> float | None:
+    """How far first noise along these axes is from the recipe's clips, see `select.score`.
+
+    None where that cannot be measured.
+    """
     with tempfile.TemporaryFile() as file, _quiet():
         observed = read_observed(recipe.data, recipe.pixels, file)
         spot = observed.spot(axes)
@@ -114,7 +125,10 @@ def _score(recipe: Recipe, axes: Axes) -> float:
             noise = rng.standard_normal(spot.noise_size((C, T, H, W))).astype(np.float32)
             video = spot.make(noise, (C, T, H, W))
             made.append(to_pixels(video, observed.mean, observed.scale))
-        found = compare(list(observed.pixels), made)
+        try:
+            found = compare(list(observed.pixels), made)
+        except InputError:
+            return None
     return sum(score(measures) for measures in found.videos) / len(found.videos)
 
 

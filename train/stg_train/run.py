@@ -338,9 +338,10 @@ class Run:
             made = {"updates": learner.update_count}
             learning = scale.recipe.learning.model_copy(update=made)
             scale.recipe = scale.recipe.model_copy(update={"learning": learning})
-        learner.recipe.save(self.folder / RECIPE)
-        self.picture()
         self.save()
+        learner.recipe.save(self.folder / RECIPE)
+        if len(learner.windows):  # none yet, where the first update after a resume ended it
+            self.picture()
 
     def _select(self, metrics: Metrics) -> Metrics:
         """Measure fresh samples where it is their turn; at the end, take the best parameters."""

@@ -10,7 +10,7 @@ import math
 
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.measures import Measures, compare
-from stg_train.learn import Kept, Learner
+from stg_train.learn import Kept, Learner, grown_at
 from stg_train.sample import sample
 
 VIDEOS = 2
@@ -55,7 +55,7 @@ def sample_score(learner: Learner) -> float | None:
 
 def keep_best(learner: Learner, found: float) -> None:
     """Keep the learner's parameters, of score `found`, where they are better than what is kept."""
-    if learner.best is None or found < learner.best_score:
+    if learner.best is None or _outgrown(learner) or found < learner.best_score:
         learner.best_score = found
         for scale in learner.scales():
             scale.best = Kept(scale.update_count, scale.parameters(), scale.returns)
@@ -64,5 +64,11 @@ def keep_best(learner: Learner, found: float) -> None:
 def take_best(learner: Learner) -> None:
     """Give the learner the parameters that were kept, if any."""
     for scale in learner.scales():
-        if scale.best is not None:
+        if scale.best is not None and not _outgrown(scale):
             scale.energy.load_state_dict(scale.best.parameters)
+
+
+def _outgrown(learner: Learner) -> bool:
+    """Were the best parameters learned with fewer layers than are in use now?"""
+    grown = grown_at(learner.recipe, max(learner.update_count - 1, 0))
+    return learner.best is not None and learner.best.update <= grown
