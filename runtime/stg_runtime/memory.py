@@ -33,6 +33,9 @@ _WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
 # Pieces of several shapes do not fill the memory that each other left, and large ones take a fifth
 # more per voxel than the probe.
 _MIXED = 1.25
+# Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
+# length from a stranger's file must not keep us counting.
+MOST_PIECES = 4096
 _SMALLEST_PROBE, _LARGEST_PROBE = 1 << 15, 1 << 19  # voxels: half a second on one core
 
 
@@ -259,7 +262,7 @@ def _minus_longest(cut: tuple[int, int, int]) -> int:
 
 def _cuts(length: int, known: Reach | None, periodic: bool) -> list[tuple[int, int, int]]:
     """Ways to cut an axis: number of pieces, longest piece, length of all pieces."""
-    most = 1 if known is None else max(1, math.ceil(length / known.stride))
+    most = 1 if known is None else min(MOST_PIECES, max(1, math.ceil(length / known.stride)))
     counts = [*range(1, min(most, 64) + 1)]
     while counts[-1] < most:
         counts.append(min(most, math.ceil(counts[-1] * 1.25)))
