@@ -148,7 +148,7 @@ def free_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_energy_grad(
         Learned(descriptor, 1.5), path, example_shape=(1, 3, 8, 8, 8), precision="fp16",
         gradient_scale=1.5**2,
-        metadata=lambda parity, used: Metadata.model_validate(
+        metadata=lambda parity, used, digest: Metadata.model_validate(
             tiny_metadata(precision="fp16", parity=parity, lowering=used)
         ),
     )  # fmt: skip
