@@ -57,7 +57,7 @@ check: setup-dev
 # Two workers: the tests' own threads fill what a small machine has. A file's tests stay together,
 # for they share models that take a while to make. JOBS=0 runs one after the other.
 test: check
-	$(BIN)/pytest --numprocesses "$(JOBS)" --dist loadfile
+	$(BIN)/pytest --numprocesses "$(JOBS)" --dist loadfile --no-loadscope-reorder
 
 docs: setup-dev
 	$(BIN)/python -m stg_cli.reference docs/cli.md
