@@ -24,7 +24,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,11 @@ TRAININGS: list[tuple[str, dict[str, Any]]] = [
 
 
 def trainings(
-    folder: Path, precisions: Sequence[str], numbers: Sequence[int]
+    folder: Path, cases: Iterable[tuple[int, str]], known: dict[tuple[int, str], float]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of what training is foreseen to take, and takes."""
+    """Rows of what training is foreseen to take, and takes; `known`: MiB, of rows run before."""
     program = str(Path(sys.executable).parent / "stg-train")
-    for number, precision in itertools.product(numbers, precisions):
+    for number, precision in cases:
         name, changes = TRAININGS[number]
         said = {**changes, "langevin.n_steps": 2, "learning.updates": 2, "threads": 1}
         recipe = load_recipe(name, overrides={**said, "device": "cpu", "precision": precision})
@@ -97,8 +97,12 @@ def trainings(
         foresee = [sys.executable, "-c", FORESEE_TRAINING, str(path), str(clips)]
         done = subprocess.run(foresee, check=True, capture_output=True, text=True)
         foreseen, _, stage = done.stdout.strip().partition(" ")
-        peak = used([program, "-o", str(run), "--recipe", str(path), "--overwrite"])
+        if (number, precision) in known:
+            peak = int(known[number, precision] * 2**20)
+        else:
+            peak = used([program, "-o", str(run), "--recipe", str(path), "--overwrite"])
         yield {
+            "row": number,
             "recipe": f"{name}, {recipe.learning.regime}" + (", masked" if data.mask else ""),
             "size": "x".join(map(str, (data.frames, *data.size))),
             "window": data.trained_frames,
@@ -155,16 +159,21 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rows", nargs="+", type=int, default=range(len(TRAININGS)))
     parser.add_argument("--add", action="store_true", help="to the rows that OUTPUT holds")
+    parser.add_argument(
+        "--again", action="store_true", help="foresee the rows of OUTPUT anew, and run none"
+    )
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = (
-        json.loads(arguments.output.read_text())["rows"] if arguments.add else []
+        json.loads(arguments.output.read_text())["rows"] if arguments.add or arguments.again else []
     )
     program = str(Path(sys.executable).parent / "stg-run")
     with tempfile.TemporaryDirectory() as name:
-        for row in (
-            trainings(Path(name), arguments.precisions, arguments.rows) if arguments.train else ()
-        ):
+        known = {(row["row"], row["precision"]): row["used_mib"] for row in rows if "row" in row}
+        cases = list(itertools.product(arguments.rows, arguments.precisions))
+        if arguments.again:
+            cases, rows = list(known), []
+        for row in trainings(Path(name), cases, known) if arguments.train else ():
             rows.append(row)
             print(row, flush=True)
             if arguments.output:  # a run may be cut off

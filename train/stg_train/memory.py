@@ -38,6 +38,9 @@ _BLOCK = 16  # channels of a block of oneDNN's, where it has AVX-512
 # the sizes are (measured on runs of 16 x 16 pixels).
 _ON_THE_WAY = 56 * MIB
 _MEASURES = 40 * MIB
+# An update takes more than is alive at once: the heap is in pieces, and in bf16 oneDNN needs room
+# for gradients of weights (st at 192x192, four chains: 1.22 and 1.3).
+_IN_PIECES = {"fp32": 1.2, "bf16": 1.3}
 _PER_PIXEL = 150  # bytes of an encoder for each pixel of a frame: it looks ahead some forty frames
 
 
@@ -52,7 +55,7 @@ class Need:
         stage: its name.
         mapped: of the prepared clips, read from their file; the system drops these when memory runs
             short, so that they are no part of `total`.
-        on_device: of `held` and an update, without the program and first noise in NumPy.
+        on_device: of `held` and updates, without the program and first noise in NumPy.
     """
 
     program: int
@@ -156,9 +159,7 @@ def foresee(recipe: Recipe, clips: int, *, processes: int = 1) -> Need:
     pixels = math.prod(recipe.data.size)
     program = resident_memory() + _ON_THE_WAY + _PER_PIXEL * pixels
     mapped = clips * recipe.data.frames * pixels * _CHANNELS
-    on_device = sum(scale.on_device for scale in counted) + max(
-        scale.stages["an update"] for scale in counted
-    )
+    on_device = sum(scale.on_device for scale in counted)
     return Need(program, held, work, stage, mapped, on_device)
 
 
@@ -314,17 +315,18 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
     if hidden:  # first values, chains, what is visible
         held += clips * (2 * whole + whole // 12)
         state += 2 * clips * whole
-    on_device = held
+    on_device = held + update
     if recipe.pixels.mean == "video":
         held += whole
     noise = _first_noise(recipe, clips)
     held += noise.held
     luminance = whole // _CHANNELS
+    pieces = _IN_PIECES.get(recipe.precision, 1.0)
     stages = {
         # Before there are chains and moments.
         "first noise": noise.fitting + weights - held,
         # Gradients stay from the update on.
-        "an update": max(update, weights + noise.on_device),
+        "an update": max(int(pieces * update), weights + noise.on_device),
         "synthesis": weights + max(noise.making, _sampled(recipe)),
         "measures": weights + _MEASURES + 5 * whole + clips * luminance,
         "a recovery": weights + (14 * whole if hidden else 0),
