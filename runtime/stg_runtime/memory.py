@@ -85,6 +85,16 @@ def free_memory() -> int | None:
     return min(found) if found else None
 
 
+def give_back() -> None:
+    """Have the C library return freed memory to the system.
+
+    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
+    to take nothing.
+    """
+    with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def budget(max_memory: str | None) -> int | None:
     """Bytes this process may hold in all: as the user says, or most of what is free.
 
@@ -94,16 +104,6 @@ def budget(max_memory: str | None) -> int | None:
         return parse_memory(max_memory)
     free = free_memory()
     return None if free is None else resident_memory() + int(_SHARE * free)
-
-
-def _give_back() -> None:
-    """Have the C library return freed memory to the system.
-
-    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
-    to take nothing.
-    """
-    with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
@@ -156,7 +156,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     """
     metadata = gradient.metadata
     points: list[tuple[int, float]] = []
-    _give_back()
+    give_back()
     base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
@@ -310,7 +310,7 @@ def plan_windows(
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
-    _give_back()
+    give_back()
     fixed = resident_memory() + _OUTPUT + held
     if limit is None:
         return whole
