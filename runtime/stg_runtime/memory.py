@@ -177,6 +177,28 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     return Cost(0, _MIXED * taken / voxels)
 
 
+def start_bytes(
+    metadata: Metadata, lengths: Sequence[int], *, chains: int = 1, periodic: Sequence[Axis] = ()
+) -> int:
+    """Bytes that making the first noise of chains takes besides the chains' own buffers.
+
+    Loads what the noise is made from, so that it counts as held from now on.
+
+    Args:
+        metadata: of the model.
+        lengths: (T, H, W) of the walk.
+        chains: walked together; their gradient's buffers serve meanwhile.
+        periodic: axes that go round.
+    """
+    spot = metadata.spot_noise
+    if spot is None:
+        return 0
+    t, h, w = lengths
+    shape = (metadata.channels, t, h, w)
+    wrap = ("T" in periodic, "H" in periodic, "W" in periodic)
+    return spot.scratch_bytes(shape, wrap=wrap, room=4 * chains * math.prod(shape))
+
+
 def probe_size(metadata: Metadata, voxels: float) -> Size:
     """The model's own size, made smaller along its free axes to about so many voxels."""
     whole, least = metadata.graph_size, metadata.min_size
@@ -371,7 +393,8 @@ def foresee(
         chains: walked together.
         finished: size of a finished video; that of the walk by default.
     """
-    base = resident_memory()
+    start = start_bytes(gradient.metadata, lengths, chains=chains)
+    base = resident_memory() + start
     size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
     return _whole(base, gradient.metadata.channels, lengths, chains, size, measure(gradient))
 
@@ -392,7 +415,8 @@ def refuse_larger(
         InputError: the figure, and the longest walk that would fit.
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
-    surely = resident_memory() + _OUTPUT + held + voxels * (9 * channels + _UNMEASURED)
+    start = start_bytes(gradient.metadata, lengths)
+    surely = resident_memory() + _OUTPUT + start + held + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
     base = resident_memory()

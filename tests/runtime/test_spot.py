@@ -1,5 +1,7 @@
 """First noise with a clip's covariance: laws that hold exactly, as it is linear in the noise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -312,3 +314,56 @@ def test_a_stream_is_equalized_without_seams(frames: int) -> None:
     whole = spot.equalizer.over_space(spot.equalizer.along_time(stream(plain) - mean)) + mean
     found = stream(spot)[:, :60]
     np.testing.assert_allclose(found, whole[:, :60], atol=2e-5)
+
+
+@pytest.mark.parametrize("wrap", [NO_WRAP, (True, False, False)])
+@pytest.mark.parametrize("frames", [3, 40])
+def test_frames_at_a_time_are_those_made_at_once(
+    frames: int, wrap: Wrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot, shape = Spot.fitted(a_scene(), "time", 60.0), (3, frames, 24, 24)
+    noise = standard_normal(spot.noise_size(shape, wrap=wrap), seed=1, chain=0, step=0)
+    whole = spot.make(noise, shape, wrap=wrap)
+    # As the formulas say it, in one piece.
+    assert spot.equalizer is not None
+    mean = a_scene()[0].mean(1, keepdims=True)
+    plain = spot._coloured(spot.gaussian(noise, shape, wrap=wrap), 0) - mean
+    ends = "wrap" if wrap[0] else "edge"
+    expected = spot.equalizer.over_space(spot.equalizer.along_time(plain, ends)) + mean
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
+    for block in (1, 7 * 24 * 24):
+        monkeypatch.setattr(module, "BLOCK", block)
+        np.testing.assert_allclose(spot.make(noise, shape, wrap=wrap), whole, atol=2e-6)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+def test_where_it_is_made_changes_nothing(axes: Axes) -> None:
+    spot, shape = Spot(a_scene(), axes), (3, 50, 24, 24)
+    noise = standard_normal(spot.noise_size(shape), seed=3, chain=1, step=0)
+    expected = spot.make(noise, shape)
+    out = np.full(shape, np.nan, np.float32)
+    for values in (0, 20_000, out.size):  # room for nothing, for one spectrum, for all
+        room = np.full(values, np.nan, np.float32)
+        found = first_noise(
+            spot, shape, seed=3, number=1, init_std=1.0, out=out, room=room.reshape(-1, 2)
+        )
+        assert found is out and np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+@pytest.mark.parametrize("frames", [40, 300])
+def test_no_more_memory_is_taken_than_is_foreseen(
+    axes: Axes, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 10 * 24 * 24)
+    scene = a_scene()
+    spot = Spot.fitted(scene, axes, 60.0) if axes == "time" else Spot(scene, axes)
+    shape = (3, frames, 24, 24)
+    out, room = (np.zeros(shape, np.float32) for _ in range(2))
+    tracemalloc.start()
+    first_noise(spot, shape, seed=1, number=0, init_std=1.0, out=out, room=room)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 1.05 * spot.scratch_bytes(shape, room=room.nbytes)
+    if frames == 300:  # a whole video's transforms, or colours, would be some 60 bytes a pixel
+        assert taken < 12 * frames * 24 * 24
