@@ -27,12 +27,10 @@ MIB = 1 << 20
 _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
-_OUTPUT = 48 * MIB  # the libraries and buffers of an encoder, never more
-_WRITER = 20 * MIB  # ... as they are
-_WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
-# Pieces of several shapes do not fill the memory that each other left, and large ones take a fifth
-# more per voxel than the probe.
-_MIXED = 1.25
+_WRITER = 22 * MIB  # the libraries and buffers of an encoder, WebM's the largest
+_WRITER_PER_PIXEL = 200  # bytes; it looks ahead some forty frames
+# Pieces of several shapes do not fill the memory that each other left.
+_MIXED = 1.1
 # Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
 # length from a stranger's file must not keep us counting.
 MOST_PIECES = 4096
@@ -333,7 +331,7 @@ def plan_windows(
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
     _give_back()
-    fixed = resident_memory() + _OUTPUT + held
+    fixed = resident_memory() + _writer(lengths) + held
     if limit is None:
         return whole
     if fixed + voxels * per_voxel + chains * whole.largest * (_UNMEASURED + room) <= limit:
@@ -416,14 +414,16 @@ def refuse_larger(
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
     start = start_bytes(gradient.metadata, lengths)
-    surely = resident_memory() + _OUTPUT + start + held + voxels * (9 * channels + _UNMEASURED)
+    surely = (
+        resident_memory() + _writer(lengths) + start + held + voxels * (9 * channels + _UNMEASURED)
+    )
     if limit is None or surely <= limit:
         return
     base = resident_memory()
     needed = foresee(gradient, lengths) + held
     if needed <= limit:
         return
-    fixed = base + _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]
+    fixed = base + _writer(lengths)
     longest = int((limit - fixed) / (needed - fixed) * lengths[0])
     fits = f"; about {longest} frames would fit" if longest > 0 else ""
     raise InputError(
@@ -442,6 +442,9 @@ def _whole(
 ) -> int:
     voxels = chains * math.prod(lengths)
     walked = (2 * 4 + 1) * channels * voxels + cost.of(voxels)
-    pixels = finished[1] * finished[2]
-    written = _WRITER + _WRITER_PER_PIXEL * pixels + channels * finished[0] * pixels
-    return int(base + walked + written)
+    return int(base + walked + _writer(finished) + channels * math.prod(finished))
+
+
+def _writer(lengths: Sequence[int]) -> int:
+    """Bytes that writing a video of (T, H, W) takes."""
+    return _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]

@@ -51,6 +51,11 @@ GRID = 5
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
 GIVEN_NUGGET = 1e-2
 GIVEN_STEPS = 40
+# `Spot.between`: the same share where the ends' motion is to be met rather than every detail, then
+# for what is left, and the frames within which the ends tell something.
+MOTION_NUGGET = 5e-2
+LED_NUGGET = 1e-3
+LED_FRAMES = 24
 # Mahalanobis distance of colours from which on known values are of something else.
 FOREIGN = 5.0
 # Below this a place counts as still: its noise has no rank.
@@ -204,6 +209,15 @@ class Spot:
         reach = 0 if self.equalizer is None else self.equalizer.reach
         return (4 * C + 12) * clip + 4 * C * H * W * (8 * T + 6 * reach)
 
+    def between_bytes(self, shape: Shape) -> int:
+        """Bytes that `between` takes at its peak besides what it is given."""
+        # The results, the clips' covariance, and the equations of a row.
+        taken = 12 * math.prod(shape) + 2 * self._clips.nbytes + 40_000 * shape[3]
+        if self.axes == "space-time":
+            sizes = [max(pair) for pair in zip(shape[1:], self._clips.shape[2:], strict=True)]
+            taken += 56 * math.prod(torus_of(sizes, LAGS))  # transforms, conjugate gradients
+        return taken
+
     def gaussian(
         self,
         noise: Float32,
@@ -254,6 +268,10 @@ class Spot:
 
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
+        return np.where(known, values, self._agreeing(x, values, known, GIVEN_NUGGET))
+
+    def _agreeing(self, x: Float32, values: Float32, known: Mask, nugget: float) -> Float32:
+        """`given` before the known values are put in."""
         assert self.axes == "space-time"
         spot, shape = self._clips[0], x.shape[1:]
         flat = spot.reshape(len(spot), -1)
@@ -278,11 +296,65 @@ class Spot:
                 np.tensordot(colour, missed, 1),
                 part,
                 spectrum,
-                nugget=GIVEN_NUGGET,
+                nugget=nugget,
                 steps=GIVEN_STEPS,
             )
             made += colour[:, None, None, None] * change
-        return np.where(known, values, made)
+        return made
+
+    def between(self, x: Float32, before: Float32, after: Float32) -> Float32:
+        """Make first noise go on from given frames and lead to others: a conditional draw.
+
+        Along space and time `given` finds how the waves travel on. What that leaves, and all of it
+        along time alone, is met at every place by itself, with the clip's covariance along time
+        there: exactly, since the frames that follow would show any difference as a jump.
+
+        Args:
+            x: from `make`, (C, T, H, W).
+            before: frames that the beginning of `x` becomes, (C, T, H, W).
+            after: the same of its end.
+        """
+        first, last = before.shape[1], x.shape[1] - after.shape[1]
+        values = np.zeros_like(x)
+        values[:, :first], values[:, last:] = before, after
+        given = np.r_[0:first, last : x.shape[1]]
+        if self.axes == "space-time":
+            known = np.zeros(x.shape[1:], bool)
+            known[given] = True
+            x = self._agreeing(x, values, known, MOTION_NUGGET)
+        made = self._led(x, values, given)
+        made[:, given] = values[:, given]
+        return made
+
+    def _led(self, x: Float32, values: Float32, given: NDArray[np.intp]) -> Float32:
+        """Add K_.g (K_gg + e)^-1 (values - x)_g, place by place; g are the given frames."""
+        spots = self._clips
+        lags = min(LED_FRAMES, spots.shape[2])
+        covariance = np.stack(  # (lags, H, W)
+            [
+                (spots[:, :, lag:] * spots[:, :, : spots.shape[2] - lag]).sum((0, 1, 2))
+                for lag in range(lags)
+            ]
+        )
+        if self.axes == "space-time":
+            covariance = covariance.mean((1, 2), keepdims=True)
+        else:
+            covariance = box_mean(covariance, 2)
+        fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(lags) / lags)
+        # Beyond the last lag: 0.
+        covariance = np.pad(covariance * fade[:, None, None], [(0, 1), (0, 0), (0, 0)])
+        covariance = np.broadcast_to(covariance, (lags + 1, *x.shape[2:]))
+        distance = np.minimum(np.abs(np.arange(x.shape[1])[:, None] - given), lags)
+        near = np.flatnonzero(distance.min(1) < lags)
+        made = x.copy()
+        for row in range(x.shape[2]):
+            at = covariance[:, row].T.astype(np.float64)  # (W, lags + 1)
+            noise = LED_NUGGET * at[:, :1, None] + 1e-12
+            among = at[:, distance[given]] + noise * np.eye(len(given))
+            missed = (values[:, given, row] - x[:, given, row]).transpose(2, 1, 0)
+            weights = np.linalg.solve(among, missed.astype(np.float64))  # (W, given, C)
+            made[:, near, row] += (at[:, distance[near]] @ weights).transpose(2, 1, 0)
+        return made
 
     def _of_texture(self, values: Float32, known: Mask) -> Mask:
         """Where the mean colour around a known pixel is one that the clip could have, (T, H, W).

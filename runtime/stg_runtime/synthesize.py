@@ -267,8 +267,13 @@ def fitted_windows(
     Raises:
         InputError: it does not fit.
     """
-    held += start_bytes(gradient.metadata, job.graph[2:], chains=count, periodic=job.periodic)
-    per_voxel = (2 * 4 + 1) * job.graph[1] + (4 * job.graph[1] if any(job.context) else 0)
+    start = start_bytes(gradient.metadata, job.graph[2:], chains=count, periodic=job.periodic)
+    per_voxel = (2 * 4 + 1) * job.graph[1]
+    if any(job.context):  # what is given, and first noise that goes on from it
+        per_voxel += 2 * 4 * job.graph[1]
+        spot = gradient.metadata.spot_noise
+        start = max(start, 0 if spot is None else spot.between_bytes(job.graph[1:]))
+    held += start
     return plan_windows(
         gradient,
         job.graph[2:],
