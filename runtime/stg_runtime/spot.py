@@ -212,7 +212,7 @@ class Spot:
     def between_bytes(self, shape: Shape) -> int:
         """Bytes that `between` takes at its peak besides what it is given."""
         # The results, the clips' covariance, and the equations of a row.
-        taken = 12 * math.prod(shape) + 2 * self._clips.nbytes + 40_000 * shape[3]
+        taken: int = 12 * math.prod(shape) + 2 * self._clips.nbytes + 40_000 * shape[3]
         if self.axes == "space-time":
             sizes = [max(pair) for pair in zip(shape[1:], self._clips.shape[2:], strict=True)]
             taken += 56 * math.prod(torus_of(sizes, LAGS))  # transforms, conjugate gradients
