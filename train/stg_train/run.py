@@ -136,7 +136,13 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: Path, recipe: Recipe, *, overwrite: bool = False, world: World = ALONE
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        overwrite: bool = False,
+        world: World = ALONE,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Run:
         """Prepare the clips and a fresh folder.
 
@@ -145,6 +151,7 @@ class Run:
             recipe: of the run.
             overwrite: an earlier run may be replaced.
             world: the processes that share the run; the first prepares, the others wait for it.
+            tell: told what takes long, once the input is found to be right.
 
         Raises:
             InputError: a clip that cannot be used, a folder that is not empty, or one that another
@@ -152,7 +159,7 @@ class Run:
         """
         recipe = resolve(recipe, world)
         torch.set_num_threads(recipe.threads or 1)
-        prepared = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world))
+        prepared = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world, tell))
         if prepared is not None:
             return cls(folder, *prepared)
         checkpoint = read_checkpoint(folder / CHECKPOINT)
@@ -160,7 +167,11 @@ class Run:
 
     @staticmethod
     def _prepare(
-        folder: Path, recipe: Recipe, overwrite: bool, world: World
+        folder: Path,
+        recipe: Recipe,
+        overwrite: bool,
+        world: World,
+        tell: Callable[[str], None],
     ) -> tuple[Learner, FolderLock]:
         """The learner of a fresh run, its clips and first checkpoint written, its folder locked."""
         lock: FolderLock | None = None
@@ -192,6 +203,7 @@ class Run:
                     else:
                         observed, truth = read_incomplete(recipe.data, recipe.pixels, recipe.seed)
                         np.save(file, observed.pixels)
+                        tell("filling the hidden pixels for a start ...")
                 learner = Learner(recipe, observed, world)
                 _clear(folder)
             for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
