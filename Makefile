@@ -11,6 +11,7 @@ OUT ?= demo-out
 RECIPE ?= $(if $(CLIP),fc-s,st)
 UPDATES ?=
 SEED ?= 1
+JOBS ?= 2
 
 .PHONY: help demo test check docs setup setup-dev clean
 help:
@@ -53,8 +54,10 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers: the tests' own threads fill what a small machine has. A file's tests stay together,
+# for they share models that take a while to make. JOBS=0 runs one after the other.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses "$(JOBS)" --dist loadfile --no-loadscope-reorder
 
 docs: setup-dev
 	$(BIN)/python -m stg_cli.reference docs/cli.md

@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("", "cpu", "train", "gpu", "tensorrt", "ray", "bench", "dev")
+EXTRAS = ("", "cpu", "train", "gpu", "tensorrt", "tensorrt-rtx", "ray", "bench", "dev")
 
 PERMISSIVE = (
     "MIT", "BSD", "Apache", "ISC", "PSF", "Python Software Foundation", "Zlib", "CC0", "0BSD",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from stg_cli.common import AsJson, Debug, NoBuild, Threads, parse_size, print_json, require
+from stg_runtime.interrupts import signals_wait
 
 if TYPE_CHECKING:
     from stg_runtime.artifact import Metadata
@@ -121,11 +122,12 @@ def time_torch(
     Raises:
         InputError: not a run, or PyTorch finds no GPU.
     """
-    import torch
+    with signals_wait():
+        import torch
 
+        from stg_train.run import load_energy
+        from stg_train.timing import time_energy
     from stg_runtime.errors import InputError
-    from stg_train.run import load_energy
-    from stg_train.timing import time_energy
 
     if where != "cpu" and not torch.cuda.is_available():
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from stg_cli.common import AsJson, Debug, Overwrite, parse_size, print_json, require, run_app
+from stg_runtime.interrupts import signals_wait
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -60,7 +61,8 @@ def export(
     Example: stg-export runs/fire -o fire.onnx
     """
     require("train", "torch", "safetensors", "onnx", "onnxscript")
-    from stg_export import export_run
+    with signals_wait():
+        from stg_export import export_run
     from stg_runtime.errors import InputError
 
     targets = [name.strip() for name in target.split(",")] if target else []

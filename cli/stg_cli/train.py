@@ -24,6 +24,7 @@ from stg_cli.common import (
 )
 from stg_cli.compare import print_table
 from stg_runtime.errors import DivergenceError, InputError, StgError
+from stg_runtime.interrupts import signals_wait
 
 if TYPE_CHECKING:
     from stg_train.learn import Metrics
@@ -156,9 +157,10 @@ def train(
     }
     require("train", "torch", "safetensors", "tomli_w")
     # torch takes a second to import; --help and usage errors do not wait for it.
-    from stg_train.parallel import join
-    from stg_train.recipe import builtin_recipes, load_recipe
-    from stg_train.run import Run
+    with signals_wait():
+        from stg_train.parallel import join
+        from stg_train.recipe import builtin_recipes, load_recipe
+        from stg_train.run import Run
 
     world = join()
     if resume:

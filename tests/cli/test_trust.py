@@ -1,6 +1,7 @@
 """Full disks, read-only folders, signals, odd names, hostile models: earlier results stay whole."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import BIN, refused, run
+
+from stg_runtime.interrupts import signals_wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +127,21 @@ COMMANDS = {
     "train": "stg-train {0}/clip.npy -o {1}/run --size 16x16 --frames 12 --updates 9000",
     "export": "stg-export {0}/run -o {1}/o.onnx --overwrite",
 }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_wait_for_a_library_that_loads(number: signal.Signals) -> None:
+    """PyTorch's start aborts where a handler raises in its C++ code."""
+    before = signal.signal(number, signal.default_int_handler)
+    done = False
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_wait():
+            os.kill(os.getpid(), number)
+            done = True
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert done
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for handlers")

@@ -22,6 +22,7 @@ from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
 from stg_runtime.grids import COARSER_KEY, unpack_coarser
+from stg_runtime.interrupts import signals_wait
 from stg_runtime.onnx_check import LARGEST_FILE, check_onnx
 from stg_runtime.threads import usable_threads
 
@@ -43,7 +44,8 @@ def require_onnxruntime() -> Any:
             "an NVIDIA GPU; never both)"
         )
     try:
-        import onnxruntime
+        with signals_wait():
+            import onnxruntime
 
         _ = onnxruntime.InferenceSession
     except (ImportError, AttributeError) as error:
