@@ -12,18 +12,21 @@ Columns, mean absolute error over hidden pixels and colours, grey levels 0..255,
 written video: interp (temporal linear interpolation), mrf-l1 and mrf-l2 (Markov random field on the
 six neighbours in space and time, absolute or squared differences), telea and ns (OpenCV's
 inpainting of each frame, radius 3; of each row over time where whole frames are hidden), start (our
-first values, before the network learned), ours (stg-train --mask: the estimate it writes).
+first values, before the network learned), ours (stg-train --mask: the estimate it writes; - with
+--updates 0). The file is written row by row, and rows that it has are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,11 +104,16 @@ def opencv(frames: NDArray[np.uint8], observed_mask: Mask, method: str) -> Float
     return out.transpose(3, 0, 1, 2).astype(np.float32)
 
 
-def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict[str, object]:
+def mask_of(kind: str, options: argparse.Namespace) -> str:
+    """The paper's mask; a region of its share of the height."""
+    height = int(options.size.split("x")[0])
+    return f"region:{round(0.4 * height)}" if kind == "region" else f"{kind}:0.5"
+
+
+def row(options: argparse.Namespace, clip: str, mask: str, folder: Path) -> dict[str, object]:
     """One line of the table."""
     path, _, crop = clip.partition("=")[2].partition("@")
     height, width = (int(part) for part in options.size.split("x"))
-    mask = f"region:{round(0.4 * height)}" if kind == "region" else f"{kind}:0.5"
     recipe = load_recipe(
         options.recipe,
         overrides={
@@ -151,7 +159,7 @@ def row(options: argparse.Namespace, clip: str, kind: str, folder: Path) -> dict
         "telea": error(opencv(truth, observed_mask, "telea")),
         "ns": error(opencv(truth, observed_mask, "ns")),
         "start": error(first),
-        "ours": found.error if found else float("nan"),
+        "ours": found.error if found else None,
         "learned": asdict(found) if found else None,
         "seconds": round(seconds, 1),
     }
@@ -173,29 +181,38 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    result: dict[str, Any] = {
+        "what": "recovery of hidden pixels, mean absolute error, grey levels 0..255",
+        "date": datetime.date.today().isoformat(),
+        "hardware": {"processor": processor(), "threads": options.threads or usable_threads()},
+        "versions": {name: version(name) for name in ("stg", "torch", "opencv-python-headless")},
+        "size": f"{options.frames}x{options.size}",
+        "recipe": options.recipe,
+        "updates": options.updates,
+        "seed": options.seed,
+        "rows": [],
+    }
+    if options.json and options.json.exists():
+        made = json.loads(options.json.read_text())
+        for key in ("size", "recipe", "updates", "seed"):
+            if made.get(key) != result[key]:
+                parser.error(f"{options.json} has rows of another {key}, {made.get(key)}")
+        result["rows"] = made["rows"]
     print(f"{'clip':<8} {'mask':<16}" + "".join(f"{name:>8}" for name in COLUMNS))
-    rows = []
-    for clip in options.clips:
-        for kind in options.masks:
-            with tempfile.TemporaryDirectory() as folder:
-                rows.append(row(options, clip, kind, Path(folder)))
-            cells = "".join(f"{rows[-1][name]:>8.2f}" for name in COLUMNS)
-            print(f"{rows[-1]['clip']:<8} {rows[-1]['mask']:<16}{cells}", flush=True)
-    if options.json:
-        result = {
-            "what": "recovery of hidden pixels, mean absolute error, grey levels 0..255",
-            "date": datetime.date.today().isoformat(),
-            "hardware": {"processor": processor(), "threads": usable_threads()},
-            "versions": {
-                name: version(name) for name in ("stg", "torch", "opencv-python-headless")
-            },
-            "size": f"{options.frames}x{options.size}",
-            "recipe": options.recipe,
-            "updates": options.updates,
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    for clip, kind in itertools.product(options.clips, options.masks):
+        wanted = (clip.partition("=")[0], mask_of(kind, options))
+        if any((old["clip"], old["mask"]) == wanted for old in result["rows"]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            made = row(options, clip, wanted[1], Path(folder))
+        result["rows"].append(made)
+        cells = (
+            f"{'-' if made[name] is None else format(made[name], '.2f'):>8}" for name in COLUMNS
+        )
+        print(f"{wanted[0]:<8} {wanted[1]:<16}{''.join(cells)}", flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,9 +214,14 @@ def train(
             resolved = load_recipe(recipe or "fc-s", scale=scale, overrides=overrides)
         if not resolved.data.videos:
             raise InputError("give at least one VIDEO (a file, an image folder or an .npy)")
-        if resolved.data.mask is not None:
-            print("filling the hidden pixels for a start ...", file=sys.stderr)
-        work = Run.start(run, resolved, overwrite=overwrite, max_memory=max_memory, world=world)
+        work = Run.start(
+            run,
+            resolved,
+            overwrite=overwrite,
+            max_memory=max_memory,
+            world=world,
+            tell=lambda text: print(text, file=sys.stderr),
+        )
         if why and world.first:
             print(why, file=sys.stderr)
     try:

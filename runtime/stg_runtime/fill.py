@@ -405,33 +405,52 @@ def best_shares(
 _MOST = 0.7  # share of the lessons in which a correction must help: of four, three
 
 
-def _features(trial: Trial, at: NDArray[np.intp]) -> tuple[Float32, Float32]:
-    """What the predictor sees of each pixel, (n, features), and the recovery there, (n, C).
+class _Features:
+    """What the predictor sees of each pixel of a trial.
 
     All as differences from the recovery at the pixel: each neighbour, once as it is and once where
     it is visible; the simple fills; the mean over time; the surroundings of the pixel's place at
     its nearest visible moments, before and after, and the place itself at the second nearest.
     """
-    t, y, x = at.T
-    limits = trial.observed_mask.shape
-    here = trial.x[:, t, y, x]
-    columns = []
-    for dt, dy, dx in _OFFSETS:
-        index = tuple(
-            np.clip(axis + step, 0, size - 1)
-            for axis, step, size in zip((t, y, x), (dt, dy, dx), limits, strict=True)
-        )
-        difference = trial.x[(slice(None), *index)] - here
-        columns += [difference, difference * trial.observed_mask[index]]
-    columns += [simple[:, t, y, x] - here for simple in trial.simple.values()]
-    columns.append(trial.mean[:, y, x] - here)
-    for n, moments in enumerate(trial.moments):
-        at_moment = moments[t, y, x]
-        for dy, dx in _AROUND if n < 2 else ((0, 0),):
-            yy = np.clip(y + dy, 0, limits[1] - 1)
-            xx = np.clip(x + dx, 0, limits[2] - 1)
-            columns.append(trial.x[:, at_moment, yy, xx] - here)
-    return np.concatenate(columns).T, here.T
+
+    def __init__(self, trial: Trial) -> None:
+        _, self._height, self._width = trial.observed_mask.shape
+        self._colours = len(trial.x)
+        # One pixel of held edges all around, so that every neighbour has an index.
+        edge = ((1, 1), (1, 1), (1, 1))
+        self._x = self._flat(np.pad(trial.x, ((0, 0), *edge), mode="edge"))
+        self._seen = np.pad(trial.observed_mask, edge, mode="edge").ravel()
+        self._simple = [self._flat(simple) for simple in trial.simple.values()]
+        self._mean = self._flat(trial.mean)
+        self._moments = [moments.ravel() for moments in trial.moments]
+
+    def _flat(self, x: Float32) -> Float32:
+        return x.reshape(self._colours, -1)
+
+    def at(self, pixels: NDArray[np.intp]) -> tuple[Float32, Float32]:
+        """Features, (n, features), and the recovery, (n, C), at pixels (n, 3) of T, H, W."""
+        t, y, x = pixels.T
+        row = self._width + 2
+        frame = row * (self._height + 2)
+        place = (y + 1) * row + x + 1  # in its frame, with the edge
+        index = (t + 1) * frame + place
+        inner = (t * self._height + y) * self._width + x  # without the edge
+        here = self._x.take(index, 1)
+        count = 2 * len(_OFFSETS) + len(self._simple) + 1 + 2 * len(_AROUND) + 2
+        features = np.empty((count, self._colours, len(pixels)), np.float32)
+        out = iter(features)
+        for dt, dy, dx in _OFFSETS:
+            neighbour = index + (dt * frame + dy * row + dx)
+            difference = np.subtract(self._x.take(neighbour, 1), here, out=next(out))
+            np.multiply(difference, self._seen.take(neighbour), out=next(out))
+        for simple in self._simple:
+            np.subtract(simple.take(inner, 1), here, out=next(out))
+        np.subtract(self._mean.take(y * self._width + x, 1), here, out=next(out))
+        for n, moments in enumerate(self._moments):
+            moment = (moments.take(inner) + 1) * frame + place
+            for dy, dx in _AROUND if n < 2 else ((0, 0),):
+                np.subtract(self._x.take(moment + (dy * row + dx), 1), here, out=next(out))
+        return features.reshape(count * self._colours, -1).T, here.T
 
 
 _AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -474,7 +493,7 @@ _Sample = tuple[Float32, Float32, NDArray[np.intp]]
 
 def _sample(truth: Float32, trial: Trial, rng: np.random.Generator) -> _Sample:
     at = _some(trial, rng)
-    features, here = _features(trial, at)
+    features, here = _Features(trial).at(at)
     return features, truth[(slice(None), *at.T)].T - here, trial.kind[tuple(at.T)]
 
 
@@ -514,24 +533,29 @@ def _mixed(weights: Float32, trial: Trial) -> Float32:
 def _fit(samples: list[_Sample]) -> Float32:
     """Weights for each class, (_CLASSES, features, C).
 
-    A class is fitted to all samples, its own counting more; one without samples gets zeros.
+    A class is fitted to its own samples and to some of the others', which count less; one without
+    samples gets zeros.
     """
     features, wanted, kind = (np.concatenate([sample[i] for sample in samples]) for i in range(3))
     size = np.sqrt(np.square(features).mean(0)) + np.float32(1e-6)
     features = features / size
     weights = np.zeros((_CLASSES, features.shape[1], wanted.shape[1]), np.float32)
     for k in np.unique(kind):
-        importance = np.where(kind == k, 1, _OTHERS)
-        weights[k] = _least_absolute(features, wanted, importance) / size[:, None]
+        own = kind == k
+        some = own.copy()
+        some[::_OTHERS] = True
+        importance = np.where(own[some], np.float32(1), np.float32(_OTHERS * _IMPORTANCE))
+        solved = _least_absolute(features[some], wanted[some], importance)
+        weights[k] = solved / size[:, None]
     return weights
 
 
-_OTHERS = 0.1  # weight of the other classes' samples
+_IMPORTANCE = 0.1  # of a sample of another class
+_OTHERS = 5  # every so many of those are looked at, and count for the rest
 
 
-def _least_absolute(features: Float32, wanted: Float32, importance: NDArray[np.float64]) -> Float32:
+def _least_absolute(features: Float32, wanted: Float32, importance: Float32) -> Float32:
     """Weights, (features, C), of least absolute error, by three rounds of reweighted squares."""
-    importance = importance.astype(np.float32)
     balance = importance
     for _ in range(3):
         weighted = features * balance[:, None]
@@ -547,13 +571,14 @@ def _least_absolute(features: Float32, wanted: Float32, importance: NDArray[np.f
 def _apply(weights: Float32, trial: Trial) -> Float32:
     """The recovery with the predictor's correction at every pixel that the trial may not read."""
     out = trial.x.copy()
-    for begin in range(0, len(trial.hidden), _CHUNK):
-        at = trial.hidden[begin : begin + _CHUNK]
-        kind = trial.kind[tuple(at.T)]
-        for k in np.unique(kind):
-            of_kind = at[kind == k]
-            features, here = _features(trial, of_kind)
-            out[(slice(None), *of_kind.T)] = (here + features @ weights[k]).T
+    read = _Features(trial)
+    kind = trial.kind[tuple(trial.hidden.T)]
+    for k in np.unique(kind):
+        of_kind = trial.hidden[kind == k]
+        for begin in range(0, len(of_kind), _CHUNK):
+            at = of_kind[begin : begin + _CHUNK]
+            features, here = read.at(at)
+            out[(slice(None), *at.T)] = (here + features @ weights[k]).T
     return out
 
 

@@ -59,6 +59,9 @@ class Plan:
 class Seam:
     """How the picture goes on across the mask's edge, from luminance, grey levels.
 
+    Surroundings are compared along the same axis: waves differ more from row to row than along one,
+    and most of a boat's edge lies along them.
+
     Attributes:
         step: mean absolute difference of two neighbours, one filled and one known.
         step_around: the same of two known neighbours near the edge.
@@ -321,13 +324,15 @@ def seam(frames: Frames, observed_mask: Mask) -> Seam | None:
     Returns:
         The figures; None where no frame has an edge with known surroundings.
     """
-    sums = np.zeros((4, 2))
+    sums = np.zeros((2, 4, 2))  # axis; step, step around, kink, kink around; total, count
     for frame, known in zip(frames, observed_mask, strict=True):
         if known.all() or not known.any():
             continue
         luma = frame.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
         near = dilate(~known, NEAR)
-        for turned, k, close in ((luma, known, near), (luma.T, known.T, near.T)):
+        for along, (turned, k, close) in zip(
+            sums, ((luma, known, near), (luma.T, known.T, near.T)), strict=True
+        ):
             step = np.abs(np.diff(turned, axis=0))
             across = k[1:] != k[:-1]
             around = k[1:] & k[:-1] & close[1:] & close[:-1]
@@ -337,7 +342,11 @@ def seam(frames: Frames, observed_mask: Mask) -> Seam | None:
             for i, (value, where) in enumerate(
                 ((step, across), (step, around), (kink, straddles), (kink, plain))
             ):
-                sums[i] += value[where].sum(dtype=np.float64), where.sum()
-    if (sums[:, 1] == 0).any():
+                along[i] += value[where].sum(dtype=np.float64), where.sum()
+    total, count = sums[..., 0], sums[..., 1]
+    # An axis counts where the edge crosses it, as often as it does.
+    weight = count[:, [0, 0, 2, 2]] * (count > 0).all(1, keepdims=True)
+    if (weight.sum(0) == 0).any():
         return None
-    return Seam(*(float(total / count) for total, count in sums))
+    mean = (weight * total / np.maximum(count, 1)).sum(0) / weight.sum(0)
+    return Seam(*(float(value) for value in mean))

@@ -138,14 +138,16 @@ def _dot(a: Float32, b: Float32) -> float:
 
 def box_mean(image: Float32, radius: int) -> Float32:
     """Mean over the square of 2 `radius` + 1 pixels around each, (..., H, W); edges are held."""
+    width = 2 * radius + 1
     for axis in (-2, -1):
         size = image.shape[axis]
-        pad = [(0, 0)] * image.ndim
-        pad[axis] = (radius + 1, radius)
-        total = np.cumsum(np.pad(image, pad, mode="edge"), axis=axis, dtype=np.float32)
-        upper = total.take(range(2 * radius + 1, size + 2 * radius + 1), axis)
-        image = (upper - total.take(range(size), axis)) / np.float32(2 * radius + 1)
-    return image
+        held = image.take(np.clip(np.arange(-radius, size + radius), 0, size - 1), axis)
+        shifted = np.moveaxis(held, axis, -1)
+        total = shifted[..., :size].copy()
+        for begin in range(1, width):
+            total += shifted[..., begin : begin + size]
+        image = np.moveaxis(total, -1, axis)
+    return image / np.float32(width * width)
 
 
 def smooth_size(size: int) -> int:

@@ -42,7 +42,8 @@ def along_motion(
     """
     out = x.copy()
     frames, height, width = observed_mask.shape
-    grey = x.mean(0)
+    pad = ((0, 0), (0, 0), (REACH, REACH), (REACH, REACH))
+    padded = np.pad(np.concatenate([x, x.mean(0, keepdims=True)]), pad, mode="edge")
     for t in range(frames):
         hidden = ~observed_mask[t] & (back[t] <= t) & (ahead[t] < frames - t)
         gaps = np.unique(np.stack([back[t][hidden], ahead[t][hidden]], 1), axis=0)
@@ -54,38 +55,39 @@ def along_motion(
             top, bottom = max(0, rows[0] - _PATCH), min(height, rows[-1] + _PATCH + 1)
             left, right = max(0, columns[0] - _PATCH), min(width, columns[-1] + _PATCH + 1)
             box = int(top), int(bottom), int(left), int(right)
-            found = _search(x, grey, (t - before, t, t + after), box)
+            found = _search(padded, (t - before, t, t + after), box)
             where = here[top:bottom, left:right]
             out[:, t, top:bottom, left:right][:, where] = found[:, where]
     return out
 
 
-def _search(x: Float32, grey: Float32, moments: tuple[int, int, int], box: Box) -> Float32:
-    """The fill of a box of a frame, (C, h, w)."""
+def _search(padded: Float32, moments: tuple[int, int, int], box: Box) -> Float32:
+    """The fill of a box of a frame, (C, h, w); `padded` has its colours and its grey last."""
     first, now, last = moments
     share = (now - first) / (last - first)
     top, bottom, left, right = box
-    pad = ((0, 0), (REACH, REACH), (REACH, REACH))
-    start, end = (
-        np.pad(np.concatenate([x[:, t], grey[None, t]]), pad, mode="edge") for t in (first, last)
-    )
+    start, end = padded[:, first], padded[:, last]
 
     def at(frame: Float32, down: int, across: int) -> Float32:
         rows = slice(REACH + top + down, REACH + bottom + down)
-        return frame[:, rows, REACH + left + across : REACH + right + across]
+        return frame[..., rows, REACH + left + across : REACH + right + across]
 
-    ends = []
+    ways, costs = [], []
     for down in range(-REACH, REACH + 1):
-        for across in range(-REACH, REACH + 1):
-            came = round(down * share), round(across * share)
-            ends.append((at(start, -came[0], -came[1]), at(end, down - came[0], across - came[1])))
-    costs = np.stack([box_mean(np.square(a[-1] - b[-1]), _PATCH) for a, b in ends])
-    best = costs.min(0)
-    costs -= best
-    costs *= -1 / (np.float32(_SHARPNESS) * np.maximum(best, np.float32(_LEAST)))
-    weights = np.exp(costs, out=costs)
-    made = np.zeros((len(x), *best.shape), np.float32)
-    for weight, (a, b) in zip(weights, ends, strict=True):
-        made += weight * (a[:-1] + np.float32(share) * (b[:-1] - a[:-1]))
-    made /= weights.sum(0)
+        across = range(-REACH, REACH + 1)
+        came = [(round(down * share), round(step * share)) for step in across]
+        row = [((-y, -x), (down - y, step - x)) for (y, x), step in zip(came, across, strict=True)]
+        ways += row
+        off = np.stack([at(start[-1], *origin) - at(end[-1], *goal) for origin, goal in row])
+        costs.append(box_mean(np.square(off, out=off), _PATCH))
+    weights = np.concatenate(costs)
+    best = weights.min(0)
+    weights -= best
+    weights *= -1 / (np.float32(_SHARPNESS) * np.maximum(best, np.float32(_LEAST)))
+    np.exp(weights, out=weights)
+    weights /= weights.sum(0)
+    made = np.zeros((len(padded) - 1, *best.shape), np.float32)
+    for weight, (origin, goal) in zip(weights, ways, strict=True):
+        came_from, goes_to = at(start[:-1], *origin), at(end[:-1], *goal)
+        made += weight * (came_from + np.float32(share) * (goes_to - came_from))
     return made

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.equalizer import Equalizer, fit
+from stg_runtime.fill import pull_push
 from stg_runtime.kriging import (
     LAGS,
     Mask,
@@ -49,15 +50,17 @@ FADE_PIXELS = 12
 # one draw: each of GRID x GRID overlapping cells has its own.
 GRID = 5
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
-GIVEN_NUGGET = 1e-2
+GIVEN_NUGGET = 0.1
 GIVEN_STEPS = 40
 # `Spot.between`: the same share where the ends' motion is to be met rather than every detail, then
 # for what is left, and the frames within which the ends tell something.
 MOTION_NUGGET = 5e-2
 LED_NUGGET = 1e-3
 LED_FRAMES = 24
+# Radius of the squares that the level of known values is taken over.
+LEVEL_PIXELS = 8
 # Mahalanobis distance of colours from which on known values are of something else.
-FOREIGN = 5.0
+FOREIGN = 3.0
 # Below this a place counts as still: its noise has no rank.
 LEAST_DEVIATION = np.float32(1e-6)
 # Pixels of the frames that are coloured and filtered at once: what is made meanwhile, a few times
@@ -255,7 +258,8 @@ class Spot:
     def given(self, x: Float32, values: Float32, known: NDArray[np.bool_]) -> Float32:
         """Make first noise along space and time agree with known values: a conditional draw.
 
-        x + K_.k (K_kk + e)^-1 (values - x)_k, for each principal colour of the clip by itself. K is
+        x + K_.k (K_kk + e)^-1 (values - x)_k, x at the level that known values have around
+        (`_level`), for each principal colour of the clip by itself. K is
         the clip's covariance, faded out at `kriging.LAGS`: as it is, a single clip's covariance
         (its raw power spectrum, one phase for all colours) fits that clip only, and given other
         values the draw runs away. Known values that the texture does not have, a bank beside the
@@ -280,8 +284,8 @@ class Spot:
         torus = torus_of(shape, lags)
         large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
         part = known & self._of_texture(values, known)
-        missed = np.where(part, values - x, np.float32(0))
-        made = x.copy()
+        made = x + self._level(values, part)[:, None]
+        missed = np.where(part, values - made, np.float32(0))
         for colour in colours.T:
             projected = np.tensordot(colour, spot, 1)
             power = np.square(np.abs(np.fft.rfftn(projected, s=large, axes=(0, 1, 2))))
@@ -355,6 +359,20 @@ class Spot:
             weights = np.linalg.solve(among, missed.astype(np.float64))  # (W, given, C)
             made[:, near, row] += (at[:, distance[near]] @ weights).transpose(2, 1, 0)
         return made
+
+    def _level(self, values: Float32, part: Mask) -> Float32:
+        """How much brighter known values are, at a place and around it, than the clip, (C, H, W).
+
+        Light changes from the clip to the video, and from the top of a river to its foot.
+        """
+        if not part.any():
+            return np.zeros((len(values), *part.shape[1:]), np.float32)
+        off = np.where(part, values - self._mean[0], np.float32(0)).sum(1)
+        count = part.sum(0).astype(np.float32)
+        for _ in range(2):  # twice: no edges of the boxes in it
+            off, count = box_mean(off, LEVEL_PIXELS), box_mean(count, LEVEL_PIXELS)
+        seen = count > 1e-3
+        return box_mean(pull_push(off / np.where(seen, count, 1), seen), LEVEL_PIXELS)
 
     def _of_texture(self, values: Float32, known: Mask) -> Mask:
         """Where the mean colour around a known pixel is one that the clip could have, (T, H, W).

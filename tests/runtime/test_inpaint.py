@@ -151,6 +151,19 @@ def test_the_seam_of_an_untouched_video_is_none_and_of_a_patch_is_seen() -> None
     assert seam(frames, known) is None
 
 
+def test_flat_waves_around_a_long_hole_are_no_seam() -> None:
+    """They differ more from row to row than along one, and most of the edge lies along them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 20, (20, 60, 60)) + rng.normal(0, 2, (20, 60, 60))
+    waves = np.cumsum(rows, 2) / np.sqrt(1 + np.arange(60)) + 120  # long crests
+    frames = np.repeat(waves[..., None], 3, -1).clip(0, 255).astype(np.uint8)
+    known = np.ones(frames.shape[:3], bool)
+    known[:, 28:32, 10:50] = False
+    whole = seam(frames, known)
+    assert whole is not None
+    assert whole.ratio == pytest.approx(1, abs=0.08)
+
+
 def test_spot_noise_meets_the_known_pixels_without_a_seam() -> None:
     t, y, x = np.mgrid[0:14, 0:40, 0:50]
     rng = np.random.default_rng(3)

@@ -183,6 +183,22 @@ def test_the_normal_distribution_function() -> None:
     np.testing.assert_allclose(module._normal_cdf(x), exact, atol=3e-7)
 
 
+def test_given_darker_values_the_draw_is_as_dark() -> None:
+    """Light changes: deep in a hole the noise is at the level of what is known around."""
+    rng = np.random.default_rng(2)
+    clip = module.box_mean(rng.standard_normal((1, 3, 12, 40, 40)).astype(np.float32), 2)
+    clip /= clip.std()
+    spot = Spot(clip, "space-time")
+    shape = (3, 12, 40, 40)
+    known = np.ones(shape[1:], bool)
+    known[:, 12:28, 12:28] = False
+    drawn = spot.make(rng.standard_normal(spot.noise_size(shape)).astype(np.float32), shape)
+    values = (clip[0] - 0.5).astype(np.float32)
+    found = spot.given(drawn, values, known)
+    change = (found - drawn)[:, :, 16:24, 16:24].mean()
+    assert change == pytest.approx(-0.5, abs=0.15)
+
+
 def test_given_known_values_the_mean_is_that_of_kriging() -> None:
     rng = np.random.default_rng(6)
     t, y, x = np.mgrid[0:7, 0:6, 0:5]
@@ -199,8 +215,9 @@ def test_given_known_values_the_mean_is_that_of_kriging() -> None:
     own = spot._clips[0].astype(float)
     places = np.array(list(np.ndindex(*shape[1:])))
     at = known.ravel()
-    expected = still.reshape(2, -1).astype(float)
-    missed = (values - still).reshape(2, -1).astype(float)
+    level = still + spot._level(values, known)[:, None]
+    expected = level.reshape(2, -1).astype(float)
+    missed = (values - level).reshape(2, -1).astype(float)
     for colour in np.linalg.eigh(np.einsum("ctyx,dtyx->cd", own, own))[1].T:
         grey = np.tensordot(colour, own, 1)
         K = np.zeros((len(places), len(places)))
@@ -215,7 +232,7 @@ def test_given_known_values_the_mean_is_that_of_kriging() -> None:
         weights = np.linalg.solve(K[np.ix_(at, at)] + noise, (colour @ missed)[at])
         expected += np.outer(colour, K[:, at] @ weights)
     error = (found.reshape(2, -1) - expected)[:, ~at]
-    moved = (expected - still.reshape(2, -1))[:, ~at]
+    moved = (expected - level.reshape(2, -1))[:, ~at]
     assert np.sqrt((error**2).mean()) < 0.05 * np.sqrt((moved**2).mean())
 
 

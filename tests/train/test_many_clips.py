@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import run, tiny_recipe
+from support import refused, run, tiny_recipe
 
 from stg_runtime.errors import InputError
 from stg_train.observed import read_observed, scale_observed, window_starts
@@ -92,6 +92,21 @@ def test_a_start_that_fails_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         Run.start(tmp_path / "run", tiny_recipe(path, **{"data.windows": 10}), overwrite=True)
     assert {item.name: item.read_bytes() for item in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("mask", [(), ("--mask", "region:3")])
+def test_clips_of_different_sizes_are_refused(tmp_path: Path, mask: tuple[str, ...]) -> None:
+    numbered(tmp_path, 12, "square.npy")
+    wide = np.random.default_rng(0).integers(60, 200, (12, 16, 20, 3)).astype(np.uint8)
+    np.save(tmp_path / "wide.npy", wide)
+    before = sorted(tmp_path.iterdir())
+    command = ("stg-train", "square.npy", "wide.npy", "-o", "run", *mask)
+    result = run(*command, "--recipe", "st", "--frames", 12, cwd=tmp_path)
+    refused(result, "wide.npy: 16x20, square.npy is 16x16 (height x width)")
+    assert sorted(tmp_path.iterdir()) == before
+    both = [str(tmp_path / name) for name in ("square.npy", "wide.npy")]
+    cut = tiny_recipe(tmp_path, **{"data.videos": both, "data.crop": [0, 0, 16, 16]})
+    assert len(read_observed(cut.data, cut.pixels).pixels) == 2
 
 
 def test_a_run_can_be_replaced_by_one_of_its_own_clips(tmp_path: Path) -> None:

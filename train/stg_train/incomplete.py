@@ -36,7 +36,7 @@ from stg_runtime.mask import read_masked_clip
 from stg_runtime.video import count_clips, tile, to_model, to_pixels
 from stg_runtime.video_write import write_video
 from stg_train.chains import Draw, walk
-from stg_train.observed import Observed
+from stg_train.observed import Observed, check_sizes
 from stg_train.recipe import Data, Pixels, Recipe
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def read_incomplete(
         InputError: see `read_masked_clip` and `read_observed`.
     """
     assert data.mask is not None
+    check_sizes(data)
     clips = [
         read_masked_clip(
             Path(video),

@@ -140,7 +140,7 @@ def read_observed(data: Data, pixels: Pixels, file: BinaryIO | None = None) -> O
 
     Raises:
         InputError: a video that cannot be read, is too short, does not move at all, or holds a cut
-            (unless `data.allow_cuts`); videos that cannot be aligned.
+            (unless `data.allow_cuts`); videos of different sizes, or that cannot be aligned.
     """
     if file is None:
         with tempfile.TemporaryFile() as own:
@@ -173,6 +173,7 @@ def prepare_clips(data: Data, file: BinaryIO) -> tuple[float, list[tuple[str, in
     sources = [
         (Path(video), clip) for video in data.videos for clip in range(count_clips(Path(video)))
     ]
+    check_sizes(data)
     shape = (len(sources) * (data.windows or 1), data.frames, *data.size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -221,6 +222,33 @@ def prepare_clips(data: Data, file: BinaryIO) -> tuple[float, list[tuple[str, in
             rates[0],
         )
     return rates[0], origins
+
+
+def check_sizes(data: Data) -> None:
+    """Refuse videos of different sizes: brought to one, each would be stretched in its own way.
+
+    A crop cuts the same box out of each, and aligning the figure's.
+
+    Raises:
+        InputError: two sizes, both named.
+    """
+    if data.crop is not None or data.align or len(data.videos) < 2:
+        return
+    first: tuple[int, ...] | None = None
+    for video in data.videos:
+        path = Path(video)
+        clip = 0 if path.suffix.lower() == ".npy" else None
+        frame = next(iter_frames(path, clip=clip), None)
+        if frame is None:
+            continue  # reading it, which follows, says what is wrong
+        size = frame.shape[:2]
+        first = first or size
+        if size != first:
+            raise InputError(
+                f"{path}: {size[0]}x{size[1]}, {data.videos[0]} is {first[0]}x{first[1]} (height x "
+                "width); clips of one run have one size: pass --crop X,Y,W,H to cut the same box "
+                "out of each, or bring them to one size first"
+            )
 
 
 def _warn_of_borders(data: Data, video: str) -> None:

@@ -145,6 +145,7 @@ class Run:
         overwrite: bool = False,
         max_memory: str | None = None,
         world: World = ALONE,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> Run:
         """Prepare the clips and a fresh folder.
 
@@ -154,6 +155,7 @@ class Run:
             overwrite: an earlier run may be replaced.
             max_memory: of this process, "2G"; None for most of what is free.
             world: the processes that share the run; the first prepares, the others wait for it.
+            tell: told what takes long, once the input is found to be right.
 
         Raises:
             InputError: a clip that cannot be used, a folder that is not empty, or one that another
@@ -162,7 +164,7 @@ class Run:
         recipe = resolve(recipe, world)
         torch.set_num_threads(recipe.threads or 1)
         prepared = world.on_first(
-            lambda: cls._prepare(folder, recipe, overwrite, max_memory, world)
+            lambda: cls._prepare(folder, recipe, overwrite, max_memory, world, tell)
         )
         if prepared is not None:
             return cls(folder, *prepared)
@@ -171,7 +173,12 @@ class Run:
 
     @staticmethod
     def _prepare(
-        folder: Path, recipe: Recipe, overwrite: bool, max_memory: str | None, world: World
+        folder: Path,
+        recipe: Recipe,
+        overwrite: bool,
+        max_memory: str | None,
+        world: World,
+        tell: Callable[[str], None],
     ) -> tuple[Learner, FolderLock]:
         """The learner of a fresh run, its clips and first checkpoint written, its folder locked."""
         lock: FolderLock | None = None
@@ -194,6 +201,7 @@ class Run:
                     else:
                         observed, truth = read_incomplete(recipe.data, recipe.pixels, recipe.seed)
                         np.save(file, observed.pixels)
+                        tell("filling the hidden pixels for a start ...")
                 learner = Learner(recipe, observed, world)
                 give_back()
                 _clear(folder)
