@@ -25,7 +25,6 @@ from stg_cli.common import (
 from stg_cli.compare import print_table
 from stg_runtime.errors import DivergenceError, InputError, StgError
 from stg_runtime.interrupts import signals_wait
-from stg_runtime.memory import parse_memory
 
 if TYPE_CHECKING:
     from stg_train.learn import Metrics
@@ -170,6 +169,8 @@ def train(
         from stg_train.run import Run, refuse_folder
 
     if max_memory is not None:
+        from stg_runtime.memory import parse_memory
+
         parse_memory(max_memory)
     world = join()
     if resume:
