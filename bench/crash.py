@@ -9,6 +9,8 @@ of PyTorch per kill would take most of the time), and are killed at a random mom
 * an interrupted export, synthesis or engine leaves the old file or the whole new one.
 
     python bench/crash.py --kills 200 -o bench/results/crash.json
+    python bench/crash.py --kills 130 --kinds export=4 engine=4 training=3 synthesis=2 \
+        --add -o bench/results/crash.json
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +133,7 @@ class Trials:
         self.folder, self.random = folder, random.Random(seed)
         self.counts: dict[str, Counter[str]] = {}
         self.faults: list[str] = []
+        self.learned: float | None = None
         self.log = folder / "log.txt"
         frames = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3), dtype=np.uint8)
         np.save(folder / "clip.npy", frames)
@@ -218,11 +222,18 @@ class Trials:
         names = (CHECKPOINT, "metrics.jsonl", "synthesized.npy", "measures.json", "path.npy")
         return {name: digest(run / name) for name in names}
 
+    def undisturbed(self) -> float:
+        """Make the run "whole", once; the seconds that it took."""
+        if self.learned is None:
+            recipe = ("--recipe", self.folder / "tiny.toml")
+            self.learned = self.run("stg-train", "-o", self.folder / "whole", *recipe)
+        return self.learned
+
     def training(self) -> Iterator[None]:
-        whole, cut = self.folder / "whole", self.folder / "cut"
+        cut = self.folder / "cut"
         recipe = ("--recipe", self.folder / "tiny.toml")
-        seconds = self.run("stg-train", "-o", whole, *recipe)
-        expected = self.compared(whole)
+        seconds = self.undisturbed()
+        expected = self.compared(self.folder / "whole")
         while True:
             rounds = 0
             while True:
@@ -300,9 +311,7 @@ class Trials:
     def model(self) -> Path:
         path = self.folder / "model.onnx"
         if not path.exists():
-            if not (self.folder / "whole").exists():
-                recipe = self.folder / "tiny.toml"
-                self.run("stg-train", "-o", self.folder / "whole", "--recipe", recipe)
+            self.undisturbed()
             self.run("stg-export", self.folder / "whole", "-o", path)
         return path
 
@@ -371,20 +380,51 @@ def commit() -> str:
     return done.stdout.strip() or os.environ.get("STG_COMMIT", "unknown")
 
 
+def share(text: str) -> tuple[str, float]:
+    """A kind, or a kind and how often it comes: "export", "export=4"."""
+    kind, _, weight = text.partition("=")
+    if kind not in SHARES or (weight and float(weight) <= 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(SHARES)}, or KIND=N")
+    return kind, float(weight) if weight else SHARES[kind]
+
+
+def added(earlier: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the file: the sums of all parts, and what each part was."""
+    kinds: dict[str, Counter[str]] = {}
+    for run in (earlier, part):
+        for kind, counts in run.get("kinds", {}).items():
+            kinds.setdefault(kind, Counter()).update(counts)
+    return {
+        "date": part["date"],
+        "machine": part["machine"],
+        "kills": earlier.get("kills", 0) + part["kills"],
+        "lost_or_half_written": earlier.get("lost_or_half_written", 0) + len(part["faults"]),
+        "faults": [*earlier.get("faults", []), *part["faults"]],
+        "kinds": {kind: dict(counts) for kind, counts in kinds.items()},
+        "parts": [*earlier.get("parts", []), part],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--kinds", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument(
+        "--kinds", nargs="+", type=share, metavar="KIND[=N]", default=list(SHARES.items()),
+        help="what is killed, and how often each comes beside the others",
+    )  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="to what OUTPUT holds already")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop then, whatever was done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    result: dict[str, object] = {}
+    earlier = json.loads(arguments.output.read_text()) if arguments.add else {}
+    shares = dict(arguments.kinds)
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         trials = Trials(Path(name), arguments.seed)
-        work = {kind: getattr(trials, kind)() for kind in arguments.kinds}
+        work = {kind: getattr(trials, kind)() for kind in shares}
 
         def killed(kind: str) -> int:
             return trials.counts.get(kind, Counter())["killed"]
@@ -392,18 +432,18 @@ def main() -> None:
         while sum(map(killed, work)) < arguments.kills and not trials.faults:
             if time.monotonic() - began > 60 * arguments.minutes:
                 break
-            kind = min(work, key=lambda kind: killed(kind) / SHARES[kind])
+            kind = min(work, key=lambda kind: killed(kind) / shares[kind])
             next(work[kind], None)
-            result = {
+            part = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "commit": commit(),
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared",
                 "seconds": round(time.monotonic() - began),
                 "kills": sum(map(killed, work)),
-                "lost_or_half_written": len(trials.faults),
                 "faults": trials.faults,
                 "kinds": {kind: dict(counts) for kind, counts in trials.counts.items()},
             }
+            result = added(earlier, part)
             if arguments.output is not None:
                 atomic_write_text(arguments.output, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -315,12 +315,15 @@ def stream(request: Request) -> dict[str, Any]:
     assert isinstance(backend, HostGradient)
     height, width = job.graph[3:]
     window = (GROUP + 2) * block
+    held = 4.0 * metadata.channels * stream_voxels(metadata, job.n_steps, height, width)
+    if metadata.spot_noise is not None:
+        held += metadata.spot_noise.stream_bytes((metadata.channels, block, height, width))
     windows = plan_windows(
         backend,
         (window, height, width),
         limit=budget(request.max_memory),
         periodic=job.periodic,
-        held=4.0 * metadata.channels * stream_voxels(metadata, job.n_steps, height, width),
+        held=held,
         per_voxel=2 * 4 * metadata.channels,
     )
     gradient: HostGradient = backend

@@ -25,6 +25,7 @@ from stg_cli.common import (
 from stg_cli.compare import print_table
 from stg_runtime.errors import DivergenceError, InputError, StgError
 from stg_runtime.interrupts import signals_wait
+from stg_runtime.memory import parse_memory
 
 if TYPE_CHECKING:
     from stg_train.learn import Metrics
@@ -114,6 +115,12 @@ def train(
         typer.Option("--compile/--no-compile", help="Compile the energy with torch.compile."),
     ] = None,
     threads: Threads = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory", metavar="2G", help="Of this process [default: most of what is free]."
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Updates between checkpoints.")
     ] = None,
@@ -160,13 +167,15 @@ def train(
     with signals_wait():
         from stg_train.parallel import join
         from stg_train.recipe import builtin_recipes, load_recipe
-        from stg_train.run import Run
+        from stg_train.run import Run, refuse_folder
 
+    if max_memory is not None:
+        parse_memory(max_memory)
     world = join()
     if resume:
         if overwrite:
             raise InputError("--resume and --overwrite exclude each other")
-        work = Run.resume(run, updates=updates, device=device, world=world)
+        work = Run.resume(run, updates=updates, device=device, max_memory=max_memory, world=world)
         try:
             given = {key: value for key, value in overrides.items() if value is not None}
             name = recipe or work.learner.recipe.name
@@ -195,7 +204,10 @@ def train(
         if recipe is None and videos:
             from stg_train.choose import choose
 
-            chosen = choose([str(video) for video in videos], scale, overrides)
+            # Before the choice, which measures: nobody is to wait for a refusal.
+            world.on_first(lambda: refuse_folder(run, overwrite))
+            names = [str(video) for video in videos]
+            chosen = world.from_first(lambda: choose(names, scale, overrides))
             resolved = chosen.recipe
             why = f"recipe {resolved.name}: {chosen.why}; --recipe names another"
         else:
@@ -206,6 +218,7 @@ def train(
             run,
             resolved,
             overwrite=overwrite,
+            max_memory=max_memory,
             world=world,
             tell=lambda text: print(text, file=sys.stderr),
         )
@@ -345,7 +358,8 @@ def _learn(work: Run) -> None:
     else:
         _finish(work)
     world.any(False)
-    look = "recovered.mp4" if work.learner.recovery is not None else "report.html"
+    made_last = ("recovered.mp4", "report.html", "chains.mp4", "metrics.jsonl")
+    look = next(name for name in made_last if (work.folder / name).exists())
     print(
         f"{work.folder}  ({made} updates, {seconds:.0f} s; look at "
         f"{work.folder / look}; next: stg-export {work.folder} -o MODEL.onnx)"

@@ -72,7 +72,8 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
 
     From given video V the beginning is (1 - strength) V + strength Z, Z the first noise; steps that
     a walk from noise would have behind it then are skipped (`first_step`). At strength 1 nothing of
-    V is left, and the video is that of the same seed without V.
+    V is left, and the video is that of the same seed without V. Between given ends spot noise is
+    drawn given them (`Spot.between`).
 
     Returns:
         The number of the first step.
@@ -94,6 +95,13 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
         if footage.after is not None:
             values[:, :, -after:] = footage.after
             known[-after:] = True
+        if metadata.spot_noise is not None:
+            ends = values[:, :, :before], values[:, :, chains.shape[2] - after :]
+            made = [
+                metadata.spot_noise.between(x, first, last)
+                for x, first, last in zip(chains.read(), *ends, strict=True)
+            ]
+            chains.write(np.stack(made))
         chains.clamp(values, np.broadcast_to(known, chains.shape))
     return step
 

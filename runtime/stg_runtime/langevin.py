@@ -98,7 +98,9 @@ def _fill_normal(scratch: _Scratch, seed: int, chain: int, step: int, start: int
     return scratch.normal
 
 
-def standard_normal(size: int, *, seed: int, chain: int, step: int) -> Float32:
+def standard_normal(
+    size: int, *, seed: int, chain: int, step: int, out: Float32 | None = None
+) -> Float32:
     """The noise of one chain at one step, as a flat array; the definition that backends reproduce.
 
     Args:
@@ -106,8 +108,10 @@ def standard_normal(size: int, *, seed: int, chain: int, step: int) -> Float32:
         seed: first key word, 0 <= seed < 2^64.
         chain: second key word.
         step: `INITIAL` for the first noise, then 1, 2, ...
+        out: where they go, (size,); a new array if not given.
     """
-    out = np.empty(size, np.float32)
+    if out is None:
+        out = np.empty(size, np.float32)
     scratch = _Scratch()
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)

@@ -27,12 +27,10 @@ MIB = 1 << 20
 _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
-_OUTPUT = 48 * MIB  # the libraries and buffers of an encoder, never more
-_WRITER = 20 * MIB  # ... as they are
-_WRITER_PER_PIXEL = 150  # bytes; an encoder looks ahead some forty frames
-# Pieces of several shapes do not fill the memory that each other left, and large ones take a fifth
-# more per voxel than the probe.
-_MIXED = 1.25
+_WRITER = 22 * MIB  # the libraries and buffers of an encoder, WebM's the largest
+_WRITER_PER_PIXEL = 200  # bytes; it looks ahead some forty frames
+# Pieces of several shapes do not fill the memory that each other left.
+_MIXED = 1.1
 # Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
 # length from a stranger's file must not keep us counting.
 MOST_PIECES = 4096
@@ -85,6 +83,16 @@ def free_memory() -> int | None:
     return min(found) if found else None
 
 
+def give_back() -> None:
+    """Have the C library return freed memory to the system.
+
+    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
+    to take nothing.
+    """
+    with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def budget(max_memory: str | None) -> int | None:
     """Bytes this process may hold in all: as the user says, or most of what is free.
 
@@ -94,16 +102,6 @@ def budget(max_memory: str | None) -> int | None:
         return parse_memory(max_memory)
     free = free_memory()
     return None if free is None else resident_memory() + int(_SHARE * free)
-
-
-def _give_back() -> None:
-    """Have the C library return freed memory to the system.
-
-    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
-    to take nothing.
-    """
-    with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
@@ -156,7 +154,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     """
     metadata = gradient.metadata
     points: list[tuple[int, float]] = []
-    _give_back()
+    give_back()
     base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
@@ -175,6 +173,28 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
     return Cost(0, _MIXED * taken / voxels)
+
+
+def start_bytes(
+    metadata: Metadata, lengths: Sequence[int], *, chains: int = 1, periodic: Sequence[Axis] = ()
+) -> int:
+    """Bytes that making the first noise of chains takes besides the chains' own buffers.
+
+    Loads what the noise is made from, so that it counts as held from now on.
+
+    Args:
+        metadata: of the model.
+        lengths: (T, H, W) of the walk.
+        chains: walked together; their gradient's buffers serve meanwhile.
+        periodic: axes that go round.
+    """
+    spot = metadata.spot_noise
+    if spot is None:
+        return 0
+    t, h, w = lengths
+    shape = (metadata.channels, t, h, w)
+    wrap = ("T" in periodic, "H" in periodic, "W" in periodic)
+    return spot.scratch_bytes(shape, wrap=wrap, room=4 * chains * math.prod(shape))
 
 
 def probe_size(metadata: Metadata, voxels: float) -> Size:
@@ -310,8 +330,8 @@ def plan_windows(
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
-    _give_back()
-    fixed = resident_memory() + _OUTPUT + held
+    give_back()
+    fixed = resident_memory() + _writer(lengths) + held
     if limit is None:
         return whole
     if fixed + voxels * per_voxel + chains * whole.largest * (_UNMEASURED + room) <= limit:
@@ -371,7 +391,8 @@ def foresee(
         chains: walked together.
         finished: size of a finished video; that of the walk by default.
     """
-    base = resident_memory()
+    start = start_bytes(gradient.metadata, lengths, chains=chains)
+    base = resident_memory() + start
     size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
     return _whole(base, gradient.metadata.channels, lengths, chains, size, measure(gradient))
 
@@ -392,14 +413,17 @@ def refuse_larger(
         InputError: the figure, and the longest walk that would fit.
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
-    surely = resident_memory() + _OUTPUT + held + voxels * (9 * channels + _UNMEASURED)
+    start = start_bytes(gradient.metadata, lengths)
+    surely = (
+        resident_memory() + _writer(lengths) + start + held + voxels * (9 * channels + _UNMEASURED)
+    )
     if limit is None or surely <= limit:
         return
     base = resident_memory()
     needed = foresee(gradient, lengths) + held
     if needed <= limit:
         return
-    fixed = base + _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]
+    fixed = base + _writer(lengths)
     longest = int((limit - fixed) / (needed - fixed) * lengths[0])
     fits = f"; about {longest} frames would fit" if longest > 0 else ""
     raise InputError(
@@ -418,6 +442,9 @@ def _whole(
 ) -> int:
     voxels = chains * math.prod(lengths)
     walked = (2 * 4 + 1) * channels * voxels + cost.of(voxels)
-    pixels = finished[1] * finished[2]
-    written = _WRITER + _WRITER_PER_PIXEL * pixels + channels * finished[0] * pixels
-    return int(base + walked + written)
+    return int(base + walked + _writer(finished) + channels * math.prod(finished))
+
+
+def _writer(lengths: Sequence[int]) -> int:
+    """Bytes that writing a video of (T, H, W) takes."""
+    return _WRITER + _WRITER_PER_PIXEL * lengths[1] * lengths[2]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,12 +34,14 @@ from stg_runtime.kriging import (
     smooth_size,
     torus_of,
 )
+from stg_runtime.langevin import BLOCK as NOISE_BLOCK
 from stg_runtime.langevin import INITIAL, Float32, standard_normal
 
 Axes = Literal["time", "space-time"]
 Shape = tuple[int, int, int, int]
 Wrap = tuple[bool, bool, bool]
 NO_WRAP: Wrap = (False, False, False)
+Complex64 = NDArray[np.complex64]
 
 # The ends of the clip fade, or their jump would put its flat spectrum on top of the clip's.
 FADE_FRAMES = 6
@@ -52,10 +54,18 @@ GIVEN_NUGGET = 0.1
 GIVEN_STEPS = 40
 # Radius of the squares that the level of known values is taken over.
 LEVEL_PIXELS = 8
+# `Spot.between`: the same share where the ends' motion is to be met rather than every detail, then
+# for what is left, and the frames within which the ends tell something.
+MOTION_NUGGET = 5e-2
+LED_NUGGET = 1e-3
+LED_FRAMES = 24
 # Mahalanobis distance of colours from which on known values are of something else.
 FOREIGN = 3.0
 # Below this a place counts as still: its noise has no rank.
 LEAST_DEVIATION = np.float32(1e-6)
+# Pixels of the frames that are coloured and filtered at once: what is made meanwhile, a few times
+# as much, stays small against a video.
+BLOCK = 1 << 17
 # Draws that an equalizer is fitted to, most clips they are compared with, and the seed of both.
 FITTED_DRAWS = 6
 FITTED_CLIPS = 8
@@ -127,28 +137,107 @@ class Spot:
         length = shape[1] if wrap[0] else shape[1] + self._clips.shape[2] - 1
         return extra + GRID * GRID * length
 
-    def make(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
+    def make(
+        self,
+        noise: Float32,
+        shape: Shape,
+        *,
+        wrap: Wrap = NO_WRAP,
+        out: Float32 | None = None,
+        room: Float32 | None = None,
+    ) -> Float32:
         """Turn white noise into first noise.
 
-        See `gaussian`, and, along time alone, the module's text on colours.
+        See `gaussian` for the arguments, and, along time alone, the module's text on colours.
         """
         clip = int(np.argmax(noise[: len(self._clips)]))
-        made = self._coloured(self.gaussian(noise, shape, wrap=wrap), clip)
-        if self.equalizer is None or self.axes == "space-time":
+        made = self.gaussian(noise, shape, wrap=wrap, out=out, room=room)
+        if self.axes == "space-time":
             return made
-        made -= self._mean[clip]
-        made = self.equalizer.along_time(made, "wrap" if wrap[0] else "edge")
-        made = self.equalizer.over_space(made)
-        made += self._mean[clip]
+        for part in _blocks(shape):
+            made[:, part] = self._coloured(made[:, part], clip)
+        if self.equalizer is not None:
+            made -= self._mean[clip]
+            self._equalize(made, wrap[0])
+            made += self._mean[clip]
         return made
 
-    def gaussian(self, noise: Float32, shape: Shape, *, wrap: Wrap = NO_WRAP) -> Float32:
+    def _equalize(self, x: Float32, wrap: bool) -> None:
+        """Filter (C, T, H, W) along time and over space in place, a few frames at a time."""
+        assert self.equalizer is not None
+        reach, frames = self.equalizer.reach, x.shape[1]
+        around = np.arange(-reach, frames + reach)
+        around = around % frames if wrap else np.clip(around, 0, frames - 1)
+        # What later blocks read of frames that are overwritten by then: those before them, and
+        # beyond the end.
+        before, beyond = x[:, around[:reach]], x[:, around[frames + reach :]]
+        for part in _blocks(x.shape):
+            size = part.stop - part.start
+            read = np.concatenate([before, x[:, part.start : part.stop + reach], beyond], 1)
+            read = read[:, : size + 2 * reach]
+            before = read[:, size : size + reach].copy()
+            x[:, part] = self.equalizer.over_space(self.equalizer.inner_frames(read))
+
+    def scratch_bytes(self, shape: Shape, *, wrap: Wrap = NO_WRAP, room: int = 0) -> int:
+        """Bytes that `first_noise` takes at its peak besides its result.
+
+        Args:
+            shape: (C, T, H, W) of the video.
+            wrap: see `make`.
+            room: bytes of the memory that is free meanwhile.
+        """
+        C, T, H, W = shape
+        clip: int = math.prod(self._clips.shape[2:])
+        if self.axes == "space-time":
+            torus = self.torus(shape, wrap)
+            spectrum = 8 * torus[0] * torus[1] * (torus[2] // 2 + 1)
+            noise = 4 * self.noise_size(shape, wrap=wrap)
+            taken = noise if noise > 4 * math.prod(shape) else 0
+            taken += (2 - min(2, room // spectrum)) * spectrum
+            return taken + 12 * max(clip, NOISE_BLOCK)  # the one is drawn, then the other folded
+        reach = 0 if self.equalizer is None else self.equalizer.reach
+        block = min(T, _block_frames(H, W))
+        # The palette, while it is sorted; what is made of the frames of a block.
+        return (4 * C + 12) * clip + 4 * C * H * W * (8 * block + 6 * reach)
+
+    def stream_bytes(self, shape: Shape) -> int:
+        """Bytes that `stream` takes at its peak, for blocks of (C, T, H, W)."""
+        C, T, H, W = shape
+        clip: int = math.prod(self._clips.shape[2:])
+        if self.axes == "space-time":
+            _, height, width = self.torus(shape, NO_WRAP)
+            frames = smooth_size(T + self._clips.shape[2] - 1)
+            # Four times the noise, and two half spectra.
+            return frames * height * (16 * width + 16 * (width // 2 + 1)) + 12 * clip
+        reach = 0 if self.equalizer is None else self.equalizer.reach
+        return (4 * C + 12) * clip + 4 * C * H * W * (8 * T + 6 * reach)
+
+    def between_bytes(self, shape: Shape) -> int:
+        """Bytes that `between` takes at its peak besides what it is given."""
+        # The results, the clips' covariance, and the equations of a row.
+        taken: int = 12 * math.prod(shape) + 2 * self._clips.nbytes + 40_000 * shape[3]
+        if self.axes == "space-time":
+            sizes = [max(pair) for pair in zip(shape[1:], self._clips.shape[2:], strict=True)]
+            taken += 56 * math.prod(torus_of(sizes, LAGS))  # transforms, conjugate gradients
+        return taken
+
+    def gaussian(
+        self,
+        noise: Float32,
+        shape: Shape,
+        *,
+        wrap: Wrap = NO_WRAP,
+        out: Float32 | None = None,
+        room: Float32 | None = None,
+    ) -> Float32:
         """Turn white noise into Gaussian noise with the mean and the covariance of a clip.
 
         Args:
             noise: standard normal, (`noise_size`,); the first M choose the clip.
             shape: (C, T, H, W) of the video. Along time alone H and W are the clips' own.
             wrap: for T, H, W: the end runs into the beginning.
+            out: where the result goes. Along space and time the noise may lie in it.
+            room: memory that is free meanwhile; it need not be enough.
 
         Returns:
             (C, T, H, W), model units.
@@ -156,12 +245,13 @@ class Spot:
         count = len(self._clips)
         clip = int(np.argmax(noise[:count]))
         mean, spot, rest = self._mean[clip], self._clips[clip], noise[count:]
+        made = np.empty(shape, np.float32) if out is None else out
         if self.axes == "space-time":
             torus = self.torus(shape, wrap)
-            made = _convolved(spot, rest.reshape(torus), (slice(shape[1]), *shape[2:]))
+            _convolve(spot, rest.reshape(torus), made, room=room)
         else:
             assert shape[2:] == spot.shape[2:]
-            made = self._along_time(spot, rest.reshape(GRID * GRID, -1), shape, wrap[0])
+            self._along_time(spot, rest.reshape(GRID * GRID, -1), made, wrap[0])
         made += mean
         return made
 
@@ -182,6 +272,12 @@ class Spot:
 
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
+        level = self._level(values, known & self._of_texture(values, known))
+        made = self._agreeing(x + level[:, None], values, known, GIVEN_NUGGET)
+        return np.where(known, values, made)
+
+    def _agreeing(self, x: Float32, values: Float32, known: Mask, nugget: float) -> Float32:
+        """`given` without the level, before the known values are put in."""
         assert self.axes == "space-time"
         spot, shape = self._clips[0], x.shape[1:]
         flat = spot.reshape(len(spot), -1)
@@ -190,8 +286,8 @@ class Spot:
         torus = torus_of(shape, lags)
         large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
         part = known & self._of_texture(values, known)
-        made = x + self._level(values, part)[:, None]
-        missed = np.where(part, values - made, np.float32(0))
+        missed = np.where(part, values - x, np.float32(0))
+        made = x.copy()
         for colour in colours.T:
             projected = np.tensordot(colour, spot, 1)
             power = np.square(np.abs(np.fft.rfftn(projected, s=large, axes=(0, 1, 2))))
@@ -206,11 +302,65 @@ class Spot:
                 np.tensordot(colour, missed, 1),
                 part,
                 spectrum,
-                nugget=GIVEN_NUGGET,
+                nugget=nugget,
                 steps=GIVEN_STEPS,
             )
             made += colour[:, None, None, None] * change
-        return np.where(known, values, made)
+        return made
+
+    def between(self, x: Float32, before: Float32, after: Float32) -> Float32:
+        """Make first noise go on from given frames and lead to others: a conditional draw.
+
+        Along space and time `given` finds how the waves travel on. What that leaves, and all of it
+        along time alone, is met at every place by itself, with the clip's covariance along time
+        there: exactly, since the frames that follow would show any difference as a jump.
+
+        Args:
+            x: from `make`, (C, T, H, W).
+            before: frames that the beginning of `x` becomes, (C, T, H, W).
+            after: the same of its end.
+        """
+        first, last = before.shape[1], x.shape[1] - after.shape[1]
+        values = np.zeros_like(x)
+        values[:, :first], values[:, last:] = before, after
+        given = np.r_[0:first, last : x.shape[1]]
+        if self.axes == "space-time":
+            known = np.zeros(x.shape[1:], bool)
+            known[given] = True
+            x = self._agreeing(x, values, known, MOTION_NUGGET)
+        made = self._led(x, values, given)
+        made[:, given] = values[:, given]
+        return made
+
+    def _led(self, x: Float32, values: Float32, given: NDArray[np.intp]) -> Float32:
+        """Add K_.g (K_gg + e)^-1 (values - x)_g, place by place; g are the given frames."""
+        spots = self._clips
+        lags = min(LED_FRAMES, spots.shape[2])
+        covariance = np.stack(  # (lags, H, W)
+            [
+                (spots[:, :, lag:] * spots[:, :, : spots.shape[2] - lag]).sum((0, 1, 2))
+                for lag in range(lags)
+            ]
+        )
+        if self.axes == "space-time":
+            covariance = covariance.mean((1, 2), keepdims=True)
+        else:
+            covariance = box_mean(covariance, 2)
+        fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(lags) / lags)
+        # Beyond the last lag: 0.
+        covariance = np.pad(covariance * fade[:, None, None], [(0, 1), (0, 0), (0, 0)])
+        covariance = np.broadcast_to(covariance, (lags + 1, *x.shape[2:]))
+        distance = np.minimum(np.abs(np.arange(x.shape[1])[:, None] - given), lags)
+        near = np.flatnonzero(distance.min(1) < lags)
+        made = x.copy()
+        for row in range(x.shape[2]):
+            at = covariance[:, row].T.astype(np.float64)  # (W, lags + 1)
+            noise = LED_NUGGET * at[:, :1, None] + 1e-12
+            among = at[:, distance[given]] + noise * np.eye(len(given))
+            missed = (values[:, given, row] - x[:, given, row]).transpose(2, 1, 0)
+            weights = np.linalg.solve(among, missed.astype(np.float64))  # (W, given, C)
+            made[:, near, row] += (at[:, distance[near]] @ weights).transpose(2, 1, 0)
+        return made
 
     def _level(self, values: Float32, part: Mask) -> Float32:
         """How much brighter known values are, at a place and around it, than the clip, (C, H, W).
@@ -288,12 +438,13 @@ class Spot:
             new = draw(b, count + shape[1] * values)[count:].reshape(-1, *frame)
             noise = np.concatenate([tail, new])
             tail = noise[len(noise) - before :]
+            made = np.empty(shape, np.float32)
             if self.axes == "space-time":
                 torus = np.zeros((smooth_size(len(noise)), *frame), np.float32)
                 torus[: len(noise)] = noise
-                made = _convolved(spot, torus, (slice(before, before + shape[1]), *shape[2:]))
+                _convolve(spot, torus, made, first=before)
             else:
-                made = self._along_time(spot, noise.T, shape, loop=False)
+                self._along_time(spot, noise.T, made, loop=False)
             made += mean
             yield self._coloured(made, clip) - mean, mean
 
@@ -331,24 +482,26 @@ class Spot:
         return np.asarray(np.sqrt((own * own).sum(0)), np.float32)
 
     @staticmethod
-    def _along_time(spot: Float32, noise: Float32, shape: Shape, loop: bool) -> Float32:
-        T, frames = shape[1], spot.shape[1]
+    def _along_time(spot: Float32, noise: Float32, out: Float32, loop: bool) -> None:
+        (_, T, H, W), frames = out.shape, spot.shape[1]
         if loop:
             noise = np.resize(noise.T, (T + frames - 1, len(noise))).T
-        made = np.zeros(shape, np.float32)
-        rows, columns = cells(shape[2]), cells(shape[3])
+        out[:] = 0
+        rows, columns = cells(H), cells(W)
         for cell, values in enumerate(noise):
             down, across = rows[cell // GRID], columns[cell % GRID]
             ys, xs = np.flatnonzero(down), np.flatnonzero(across)
             if not len(ys) or not len(xs):
                 continue  # a frame of fewer pixels than cells
             place = np.s_[:, :, ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+            own = spot[place].transpose(1, 0, 2, 3)  # (frames, C, h, w)
             # (T, frames): frame t is the sum over s of noise[t - s] * spot[s].
             weights = np.lib.stride_tricks.sliding_window_view(values, frames)[:, ::-1]
-            drawn = np.tensordot(weights, spot[place], (1, 1))  # (T, C, h, w)
             window = down[ys[0] : ys[-1] + 1, None] * across[None, xs[0] : xs[-1] + 1]
-            made[place] += drawn.transpose(1, 0, 2, 3) * window
-        return made
+            for part in _blocks(out.shape):
+                drawn = np.tensordot(weights[part], own, 1)  # (T, C, h, w)
+                drawn *= window
+                out[:, part][place] += drawn.transpose(1, 0, 2, 3)
 
     def torus(self, shape: Shape, wrap: Wrap) -> tuple[int, int, int]:
         """(T, H, W) that the convolution wraps at; where not asked to, no less than the clip's."""
@@ -401,24 +554,73 @@ def cells(size: int) -> NDArray[np.float32]:
     return np.where(distance < 1, np.cos(np.pi / 2 * distance), 0).astype(np.float32)
 
 
-def _convolved(spot: Float32, noise: Float32, kept: tuple[slice, int, int]) -> Float32:
+def _block_frames(height: int, width: int) -> int:
+    return max(1, BLOCK // (height * width))
+
+
+def _blocks(shape: tuple[int, ...]) -> list[slice]:
+    """Runs of frames of a (C, T, H, W), about BLOCK pixels each."""
+    frames, size = shape[1], _block_frames(*shape[2:])
+    return [slice(first, min(first + size, frames)) for first in range(0, frames, size)]
+
+
+def _convolve(
+    spot: Float32,
+    noise: Float32,
+    out: Float32,
+    *,
+    first: int = 0,
+    room: Float32 | None = None,
+) -> None:
     """Spot (C, T, H, W) and noise (T, H, W) around the noise's torus; a part of the result.
 
-    One channel after the other: a whole video's transforms would not fit where the video does.
+    One channel after the other, and a frame after the other: besides what it is given it takes two
+    half spectra.
+
+    Args:
+        spot: see above.
+        noise: see above; may lie in `out`.
+        out: takes frames `first` on, and the first rows and columns, (C, T, H, W).
+        first: see `out`.
+        room: for the spectra; they are allocated where it is too small.
     """
-    spectrum = np.fft.rfftn(noise)
-    made = np.empty(
-        (len(spot), len(range(*kept[0].indices(noise.shape[0]))), *kept[1:]), np.float32
-    )
-    for index, channel in enumerate(spot):
-        own = np.fft.rfftn(folded(channel[None], noise.shape)[0])
+    (_, T, H, W), torus = out.shape, noise.shape
+    half = (torus[0], torus[1], torus[2] // 2 + 1)
+    spectrum, own = (_half_spectrum(room, index, half) for index in (0, 1))
+    _transform(noise, spectrum, torus)
+    for channel, made in zip(spot, out, strict=True):
+        around = folded(
+            channel[None], [min(pair) for pair in zip(torus, channel.shape, strict=True)]
+        )
+        _transform(around[0], own, torus)
         own *= spectrum
-        whole = np.fft.irfftn(own, s=noise.shape, axes=(0, 1, 2))
-        made[index] = whole[kept[0], : kept[1], : kept[2]]
-    return made
+        _along_frames(np.fft.ifft, own)
+        for t in range(T):
+            made[t] = np.fft.irfft2(own[first + t], s=torus[1:])[:H, :W]
 
 
-def folded(spot: Float32, torus: tuple[int, ...]) -> Float32:
+def _half_spectrum(room: Float32 | None, index: int, shape: tuple[int, ...]) -> Complex64:
+    """The index-th place of that shape in the room, or a new array where it is too small."""
+    size = 2 * math.prod(shape)
+    if room is None or room.size < (index + 1) * size:
+        return np.empty(shape, np.complex64)
+    return room.reshape(-1)[index * size :][:size].view(np.complex64).reshape(shape)
+
+
+def _transform(x: Float32, out: Complex64, torus: tuple[int, ...]) -> None:
+    """Half the Fourier transform of (T, H, W), which zeros extend to the torus."""
+    out[len(x) :] = 0
+    for frame, transformed in zip(x, out, strict=False):
+        transformed[:] = np.fft.rfft2(frame, s=torus[1:])
+    _along_frames(np.fft.fft, out)
+
+
+def _along_frames(transform: Callable[..., NDArray[np.complexfloating]], x: Complex64) -> None:
+    for row in range(x.shape[1]):
+        x[:, row] = transform(x[:, row], axis=0)
+
+
+def folded(spot: Float32, torus: Sequence[int]) -> Float32:
     """The spot, (C, T, H, W), wrapped around a torus, of any size."""
     for axis, size in enumerate(torus, start=1):
         lacking = -spot.shape[axis] % size
@@ -436,6 +638,8 @@ def first_noise(
     number: int,
     init_std: float,
     wrap: Wrap = NO_WRAP,
+    out: Float32 | None = None,
+    room: Float32 | None = None,
 ) -> Float32:
     """The first noise of a chain, from the same counted stream on every device.
 
@@ -446,12 +650,17 @@ def first_noise(
         number: of the chain.
         init_std: standard deviation of white noise, model units.
         wrap: see `Spot.make`.
+        out: where spot noise goes, contiguous.
+        room: memory that is free meanwhile; see `Spot.gaussian`.
 
     Returns:
         (C, T, H, W), model units.
     """
     size = math.prod(shape) if spot is None else spot.noise_size(shape, wrap=wrap)
-    noise = standard_normal(size, seed=seed, chain=number, step=INITIAL)
     if spot is None:
+        noise = standard_normal(size, seed=seed, chain=number, step=INITIAL)
         return noise.reshape(shape) * np.float32(init_std)
-    return spot.make(noise, shape, wrap=wrap)
+    made = np.empty(shape, np.float32) if out is None else out
+    there = made.reshape(-1)[:size] if spot.axes == "space-time" and size <= made.size else None
+    noise = standard_normal(size, seed=seed, chain=number, step=INITIAL, out=there)
+    return spot.make(noise, shape, wrap=wrap, out=made, room=room)

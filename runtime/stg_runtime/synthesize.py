@@ -24,7 +24,7 @@ from stg_runtime.grids import (
 )
 from stg_runtime.health import check_levels, check_pixels, not_finite, silent
 from stg_runtime.langevin import Float32
-from stg_runtime.memory import plan_windows
+from stg_runtime.memory import plan_windows, start_bytes
 from stg_runtime.pyramid import Pyramid
 from stg_runtime.spot import Spot, Wrap, first_noise
 from stg_runtime.video import cut_edges, to_pixels
@@ -267,7 +267,13 @@ def fitted_windows(
     Raises:
         InputError: it does not fit.
     """
-    per_voxel = (2 * 4 + 1) * job.graph[1] + (4 * job.graph[1] if any(job.context) else 0)
+    start = start_bytes(gradient.metadata, job.graph[2:], chains=count, periodic=job.periodic)
+    per_voxel = (2 * 4 + 1) * job.graph[1]
+    if any(job.context):  # what is given, and first noise that goes on from it
+        per_voxel += 2 * 4 * job.graph[1]
+        spot = gradient.metadata.spot_noise
+        start = max(start, 0 if spot is None else spot.between_bytes(job.graph[1:]))
+    held += start
     return plan_windows(
         gradient,
         job.graph[2:],

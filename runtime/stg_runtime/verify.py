@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from stg_runtime.artifact import Metadata
-from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, read_model
+from stg_runtime.backends.onnxruntime_cpu import (
+    OnnxRuntimeCpu,
+    read_coarser,
+    read_model,
+    read_scales,
+)
 from stg_runtime.langevin import Float32, standard_normal
 from stg_runtime.memory import probe_size
 from stg_runtime.onnx_check import check_onnx
@@ -54,9 +60,26 @@ class Check:
 def verify(path: Path) -> list[Check]:
     """Look at a model file in every way that needs no training run and no PyTorch.
 
+    Of several scales each is looked at; the checks of the coarser ones have names that begin with
+    "scale 2", "scale 3", ...
+
     Raises:
-        InputError: it cannot be loaded at all.
+        InputError: it, or a scale that it holds, cannot be loaded at all.
     """
+    checks, scales = _verify(path), len(read_scales(path))
+    with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
+        for number in range(2, scales + 1):
+            inner = Path(folder) / f"{number}.onnx"
+            inner.write_bytes(read_coarser(path))
+            checks += [
+                replace(item, name=f"scale {number}, {item.name}") for item in _verify(inner)
+            ]
+            path = inner
+    return checks
+
+
+def _verify(path: Path) -> list[Check]:
+    """The checks of a file's finest scale."""
     data = read_model(path)
     summary = check_onnx(data, str(path))
     gradient = OnnxRuntimeCpu(path, 1)

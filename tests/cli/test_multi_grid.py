@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from support import run, tiny_recipe
 
 from stg_export import export_run
@@ -16,8 +17,9 @@ from stg_runtime.artifact import METADATA_KEY
 from stg_runtime.backends import open_backend
 from stg_runtime.backends.onnxruntime_cpu import read_scales
 from stg_runtime.errors import DivergenceError, InputError
-from stg_runtime.grids import COARSER_KEY, halve
+from stg_runtime.grids import COARSER_KEY, halve, pack_coarser, unpack_coarser
 from stg_runtime.synthesize import fitted_chains, plan, start
+from stg_runtime.verify import verify
 from stg_train.checkpoint import read_checkpoint
 from stg_train.learn import Learner
 from stg_train.observed import read_observed
@@ -207,3 +209,32 @@ def test_resume_is_bit_for_bit_at_every_scale(grid: Path, tmp_path: Path) -> Non
         assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
         left, right, scales = left.coarser, right.coarser, scales + 1
     assert left is right is None and scales == 3
+
+
+def test_verify_looks_at_every_scale(grid: Path, tmp_path: Path) -> None:
+    checks = verify(grid / "model.onnx")
+    assert all(check.passed is not False for check in checks), checks
+    assert [check.name for check in checks if check.name.endswith("gradient")] == [
+        "gradient", "scale 2, gradient", "scale 3, gradient",
+    ]  # fmt: skip
+
+    def altered(model: bytes, deeper: int) -> bytes:
+        """The file with a weight a hair off, `deeper` scales below its own."""
+        file = onnx.load_from_string(model)
+        if deeper:
+            (entry,) = [p for p in file.metadata_props if p.key == COARSER_KEY]
+            entry.value = pack_coarser(altered(unpack_coarser(entry.value, "m"), deeper - 1))
+        else:
+            conv = next(node for node in file.graph.node if node.op_type == "Conv")
+            tensor = next(t for t in file.graph.initializer if t.name == conv.input[1])
+            weights = numpy_helper.to_array(tensor).copy()
+            weights.flat[0] += 1e-4
+            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+        return file.SerializeToString()
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(altered((grid / "model.onnx").read_bytes(), 2))
+    failed = [check.name for check in verify(path) if check.passed is False]
+    assert failed == ["scale 3, graph"]
+    result = run("stg-run", "info", path, "--verify")
+    assert result.returncode == 1 and "scale 3, graph" in result.stdout

@@ -1,5 +1,7 @@
 """First noise with a clip's covariance: laws that hold exactly, as it is linear in the noise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -329,3 +331,117 @@ def test_a_stream_is_equalized_without_seams(frames: int) -> None:
     whole = spot.equalizer.over_space(spot.equalizer.along_time(stream(plain) - mean)) + mean
     found = stream(spot)[:, :60]
     np.testing.assert_allclose(found, whole[:, :60], atol=2e-5)
+
+
+@pytest.mark.parametrize("wrap", [NO_WRAP, (True, False, False)])
+@pytest.mark.parametrize("frames", [3, 40])
+def test_frames_at_a_time_are_those_made_at_once(
+    frames: int, wrap: Wrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot, shape = Spot.fitted(a_scene(), "time", 60.0), (3, frames, 24, 24)
+    noise = standard_normal(spot.noise_size(shape, wrap=wrap), seed=1, chain=0, step=0)
+    whole = spot.make(noise, shape, wrap=wrap)
+    # As the formulas say it, in one piece.
+    assert spot.equalizer is not None
+    mean = a_scene()[0].mean(1, keepdims=True)
+    plain = spot._coloured(spot.gaussian(noise, shape, wrap=wrap), 0) - mean
+    ends = "wrap" if wrap[0] else "edge"
+    expected = spot.equalizer.over_space(spot.equalizer.along_time(plain, ends)) + mean
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
+    for block in (1, 7 * 24 * 24):
+        monkeypatch.setattr(module, "BLOCK", block)
+        np.testing.assert_allclose(spot.make(noise, shape, wrap=wrap), whole, atol=2e-6)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+def test_where_it_is_made_changes_nothing(axes: Axes) -> None:
+    spot, shape = Spot(a_scene(), axes), (3, 50, 24, 24)
+    noise = standard_normal(spot.noise_size(shape), seed=3, chain=1, step=0)
+    expected = spot.make(noise, shape)
+    out = np.full(shape, np.nan, np.float32)
+    for values in (0, 20_000, out.size):  # room for nothing, for one spectrum, for all
+        room = np.full(values, np.nan, np.float32)
+        found = first_noise(
+            spot, shape, seed=3, number=1, init_std=1.0, out=out, room=room.reshape(-1, 2)
+        )
+        assert found is out and np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+@pytest.mark.parametrize("frames", [40, 300])
+def test_no_more_memory_is_taken_than_is_foreseen(
+    axes: Axes, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 10 * 24 * 24)
+    scene = a_scene()
+    spot = Spot.fitted(scene, axes, 60.0) if axes == "time" else Spot(scene, axes)
+    shape = (3, frames, 24, 24)
+    out, room = (np.zeros(shape, np.float32) for _ in range(2))
+    tracemalloc.start()
+    first_noise(spot, shape, seed=1, number=0, init_std=1.0, out=out, room=room)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 1.05 * spot.scratch_bytes(shape, room=room.nbytes)
+    if frames == 300:  # a whole video's transforms, or colours, would be some 60 bytes a pixel
+        assert taken < 12 * frames * 24 * 24
+
+
+def test_between_given_frames_each_place_is_led_as_kriging_says() -> None:
+    rng = np.random.default_rng(4)
+    clip = np.cumsum(rng.standard_normal((1, 1, 30, 1, 1)), 2).astype(np.float32)
+    spot, x = Spot(clip, "time"), np.zeros((1, 40, 1, 1), np.float32)
+    before, after = (rng.standard_normal((1, n, 1, 1)).astype(np.float32) for n in (6, 3))
+    found = spot.between(x, before, after)[0, :, 0, 0]
+    own = spot._clips[0, 0, :, 0, 0].astype(float)
+    fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(24) / 24)
+    lagged = np.r_[[(own[k:] * own[: 30 - k]).sum() for k in range(24)] * fade, np.zeros(16)]
+    given = np.r_[0:6, 37:40]
+    K = lagged[np.abs(np.subtract.outer(np.arange(40), np.arange(40)))]
+    among = K[np.ix_(given, given)] + module.LED_NUGGET * K[0, 0] * np.eye(9)
+    expected = K[:, given] @ np.linalg.solve(among, np.r_[before.ravel(), after.ravel()])
+    np.testing.assert_allclose(found[6:37], expected[6:37], atol=1e-4)
+    assert np.array_equal(found[given], np.r_[before.ravel(), after.ravel()])
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+def test_between_takes_no_more_memory_than_is_foreseen(
+    axes: Axes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GIVEN_STEPS", 3)
+    spot, shape = Spot(a_scene(), axes), (3, 80, 24, 24)
+    x, ends = np.zeros(shape, np.float32), a_scene()[0, :, :15]
+    tracemalloc.start()
+    spot.between(x, ends, ends)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 1.05 * spot.between_bytes(shape)
+
+
+@pytest.mark.parametrize("axes", ["time", "space-time"])
+def test_between_given_frames_no_end_is_seen_and_the_motion_is_kept(axes: Axes) -> None:
+    # White noise that goes together over some frames and pixels.
+    noise = np.random.default_rng(1).standard_normal((1, 3, 160, 24, 24))
+    for axis, length in ((2, 4.0), (3, 3.0), (4, 3.0)):
+        frequency = np.fft.fftfreq(noise.shape[axis]).reshape(
+            [-1 if i == axis else 1 for i in range(5)]
+        )
+        low = np.exp(-((length * frequency * 2) ** 2))
+        noise = np.fft.ifft(np.fft.fft(noise, axis=axis) * low, axis=axis).real
+    scene = (noise / noise.std()).astype(np.float32)
+    spot = (
+        Spot.fitted(scene[:, :, :64], axes, 60.0)
+        if axes == "time"
+        else Spot(scene[:, :, :64], axes)
+    )
+    into, moved, plain = [], [], []
+    for seed in range(4):
+        x = first_noise(spot, (3, 54, 24, 24), seed=seed, number=0, init_std=1.0)
+        before, after = scene[0, :, 80:95], scene[0, :, 120:135]
+        steps = np.abs(np.diff(spot.between(x, before, after), axis=1)).mean((0, 2, 3))
+        given = np.r_[steps[:14], steps[40:]].mean()
+        into += [steps[14] / given, steps[38] / given]
+        moved.append(steps[15:38].mean() / np.abs(np.diff(x[:, 15:39], axis=1)).mean())
+        plain.append(np.abs(x[:, 15] - before[:, -1]).mean() / given)
+    assert np.mean(plain) > 2
+    assert np.mean(into) < 1.2 and max(into) < 1.3
+    assert 0.9 < np.mean(moved) < 1.2

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import refused, run
 
 from stg_runtime.errors import InputError
 from stg_train.choose import choose
@@ -58,3 +59,9 @@ def test_what_cannot_be_measured_is_still_learned(clips: Path, tmp_path: Path) -
     np.save(many, np.stack([np.load(path)[:36]] * 2))
     several = choose([str(many)], overrides={"data.videos": [str(many)], "data.size": [32, 32]})
     assert several.recipe.data.frames == 36
+
+
+def test_nobody_waits_for_a_choice_to_be_refused(tmp_path: Path) -> None:
+    """The folder is looked at before the clips, of which one is not even there."""
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(run("stg-train", tmp_path / "none.mp4", "-o", tmp_path), "not a run of stg-train")

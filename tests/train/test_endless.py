@@ -76,6 +76,22 @@ def test_memory_is_constant_and_late_blocks_are_as_early_ones() -> None:
     np.testing.assert_allclose(late, early, rtol=0.05)
 
 
+def test_minute_ten_is_as_minute_one() -> None:
+    gradient = network()
+    stream = Endless(gradient, SIZE, n_steps=STEPS, seed=2)  # type: ignore[arg-type]
+    minute = 60 * 25 // block_frames(gradient.metadata)
+    figures: list[list[tuple[float, float, float]]] = [[], []]
+    for number, frames in enumerate(islice(stream, 10 * minute)):
+        if number // minute in (0, 9):
+            levels = frames.astype(np.float32)
+            motion = np.abs(np.diff(levels, axis=0)).mean()
+            figures[number >= minute].append((levels.mean(), levels.std(), motion))
+    one, ten = (np.array(rows[1:]) for rows in figures)
+    error = np.sqrt(one.var(0) / len(one) + ten.var(0) / len(ten))
+    assert (np.abs(ten.mean(0) - one.mean(0)) < 4 * error).all()
+    assert (error < 0.02 * one.mean(0)).all()  # it would see a drift of less than a tenth
+
+
 def test_the_same_seed_streams_the_same_and_windows_change_nothing() -> None:
     whole = Endless(network(), SIZE, n_steps=STEPS, seed=3)  # type: ignore[arg-type]
     cut = Endless(

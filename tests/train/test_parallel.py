@@ -157,3 +157,25 @@ def test_compiled_energy_learns_the_same(clip: Path, tmp_path: Path) -> None:
     assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
     assert a.chain_std == pytest.approx(b.chain_std, rel=1e-4)
     assert torch.allclose(eager.learner.chains, compiled.learner.chains, atol=1e-3)
+
+
+def test_one_process_decides_for_all() -> None:
+    """What rank 0 chose is what the others take; they do not choose themselves."""
+    messages: list[object] = []
+
+    class First(World):
+        def _exchange(self, value: object) -> list[object]:
+            messages.append(value)
+            return [value, None]
+
+    class Other(World):
+        def _exchange(self, value: object) -> list[object]:
+            assert value is None
+            return [messages.pop(0), None]
+
+    assert World().from_first(lambda: "alone") == "alone"
+    assert First(rank=0, size=2).from_first(lambda: "chosen") == "chosen"
+    assert Other(rank=1, size=2).from_first(lambda: pytest.fail("chose itself")) == "chosen"
+    messages.append(2)  # rank 0 refused
+    with pytest.raises(SystemExit, match="2"):
+        Other(rank=1, size=2).from_first(lambda: "chosen")

@@ -100,3 +100,18 @@ def test_not_toml(tmp_path: Path) -> None:
 def test_fewer_frames_shorten_the_window() -> None:
     assert load_recipe("fc-s", overrides={"data.frames": 20}).data.trained_frames == 20
     assert load_recipe("fc-s", overrides={"data.frames": 50}).data.trained_frames == 32
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.batch", True),
+        ("langevin.noise_scale", True),
+        ("data.size", [True, 64]),
+        ("seed", True),
+    ],
+)
+def test_true_is_no_number(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"{key}: expected a number or text, not true or false"):
+        load_recipe("fc-s", overrides={key: value})
+    assert load_recipe("fc-s", overrides={"data.allow_cuts": True}).data.allow_cuts

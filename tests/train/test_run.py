@@ -13,6 +13,7 @@ import torch
 from support import run as run_command
 from support import tiny_recipe
 
+from stg_cli.train import _learn
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.lock import LOCK
 from stg_train.checkpoint import read_checkpoint
@@ -304,3 +305,24 @@ def test_a_run_in_use_is_refused_in_one_line(clip: Path, tmp_path: Path) -> None
     resumed = Run.resume(tmp_path / "run", updates=5000)  # the lock of the dead is void
     resumed.close()
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_the_last_line_names_what_is_there(
+    tiny: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Samples that fail leave no report, and the last line said to look at one."""
+
+    def fails(_: Run) -> None:
+        raise DivergenceError("a video from fresh noise became non-finite")
+
+    monkeypatch.setattr(Run, "finish", fails)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    learning = tiny.learning.model_copy(update={"updates": 1})
+    work = Run.start(tmp_path / "run", tiny.model_copy(update={"learning": learning}))
+    _learn(work)
+    said = capsys.readouterr()
+    assert "no measures and no report" in said.err
+    assert f"look at {tmp_path / 'run' / 'chains.mp4'};" in said.out

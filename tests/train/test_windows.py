@@ -1,6 +1,7 @@
 """Pieces of a video give the gradient of the whole, whatever the network; periods have no seam."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from networks import PAPER, SMALL, Array, Network
 
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
+from stg_runtime.synthesize import plan
 from stg_runtime.windows import AXES, Reach, Windowed, check_period, cover, reach
 from stg_train.descriptor import ConvSpec
 
@@ -180,3 +182,35 @@ def test_impossible_periods_are_refused_with_the_nearest() -> None:
     network.metadata.stride = None
     with pytest.raises(InputError, match="export the run again"):
         check_period(network.metadata, "T", 32, "--loop")
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "says"),
+    [
+        (
+            "NT",
+            {"size": (20, 16)},
+            r"--size height 20.*16 only.*convolutional in space \(recipe st",
+        ),
+        ("NT", {"size": (16, 20)}, r"--size width 20.*16 only.*recipe st"),
+        ("NHW", {"frames": 40}, r"--frames 40.*this model makes 28 only.*with that many --frames"),
+        ("", {"size": (20, 16)}, r"--size height 20.*16 only.*again without --static"),
+    ],
+)
+def test_a_size_on_a_locked_axis_says_what_would_be_free(
+    free: str, asked: dict[str, Any], says: str
+) -> None:
+    size, least = (SimpleNamespace(frames=n, height=16, width=16) for n in (32, 8))
+    metadata: Any = SimpleNamespace(
+        free_axes=tuple(free),
+        size=SimpleNamespace(frames=28, height=16, width=16),
+        graph_size=size,
+        min_size=least,
+        margin_frames=2,
+        margin_size=0,
+        scales=1,
+        n_steps=3,
+        channels=3,
+    )
+    with pytest.raises(InputError, match=says):
+        plan(metadata, **asked)

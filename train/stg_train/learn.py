@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.grids import refine, to_finer
+from stg_runtime.memory import give_back
 from stg_train.chains import ChainNoise, autocast, walk
 from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
 from stg_train.incomplete import Recovery
@@ -428,6 +429,9 @@ class Learner:
             precision=recipe.precision,
         )
         self.energy.requires_grad_(True)
+        if self.device.type == "cpu":
+            # The walk leaves the heap in pieces that the larger gradient of learning cannot use.
+            give_back()
 
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.precision, self.device):

@@ -88,6 +88,19 @@ class World:
             raise SystemExit(code)
         return None
 
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Run `work` in rank 0 and give its result, which must pickle, to all processes.
+
+        Raises:
+            StgError, SystemExit: see `on_first`.
+        """
+        result = self.on_first(work)
+        if self.size == 1:
+            assert result is not None
+            return result
+        found: T = self._exchange(result)[0]
+        return found
+
     def _exchange(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
         values: list[Any] = [None] * self.size

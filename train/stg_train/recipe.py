@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
@@ -33,6 +41,21 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python takes true for 1; of a recipe it is a slip of the pen."""
+        assert info.field_name is not None
+        if cls.model_fields[info.field_name].annotation is not bool and _holds_truth(value):
+            raise ValueError("expected a number or text, not true or false")
+        return value
+
+
+def _holds_truth(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_truth, value))
+    return isinstance(value, bool)
 
 
 class Data(_Section):

@@ -49,10 +49,11 @@ from stg_runtime.files import (
 )
 from stg_runtime.lock import LOCK, FolderLock
 from stg_runtime.measures import Comparison, compare
+from stg_runtime.memory import give_back
 from stg_runtime.record import MEASURES, PATH, REPORT, SYNTHESIZED, Record
 from stg_runtime.report import read_run, write_report
 from stg_runtime.threads import usable_threads
-from stg_runtime.video import tile, to_pixels
+from stg_runtime.video import count_clips, tile, to_pixels
 from stg_runtime.video_write import write_video
 from stg_train.checkpoint import (
     Checkpoint,
@@ -80,6 +81,7 @@ from stg_train.learn import (
     choose_precision,
     depth_at,
 )
+from stg_train.memory import refuse_larger
 from stg_train.observed import Observed, read_observed
 from stg_train.parallel import ALONE, World
 from stg_train.recipe import Recipe, load_recipe
@@ -141,6 +143,7 @@ class Run:
         recipe: Recipe,
         *,
         overwrite: bool = False,
+        max_memory: str | None = None,
         world: World = ALONE,
         tell: Callable[[str], None] = lambda _: None,
     ) -> Run:
@@ -150,16 +153,19 @@ class Run:
             folder: of the run; of several processes, one that all of them see.
             recipe: of the run.
             overwrite: an earlier run may be replaced.
+            max_memory: of this process, "2G"; None for most of what is free.
             world: the processes that share the run; the first prepares, the others wait for it.
             tell: told what takes long, once the input is found to be right.
 
         Raises:
             InputError: a clip that cannot be used, a folder that is not empty, or one that another
-                process works in.
+                process works in; more memory is needed than there is.
         """
         recipe = resolve(recipe, world)
         torch.set_num_threads(recipe.threads or 1)
-        prepared = world.on_first(lambda: cls._prepare(folder, recipe, overwrite, world, tell))
+        prepared = world.on_first(
+            lambda: cls._prepare(folder, recipe, overwrite, max_memory, world, tell)
+        )
         if prepared is not None:
             return cls(folder, *prepared)
         checkpoint = read_checkpoint(folder / CHECKPOINT)
@@ -170,30 +176,22 @@ class Run:
         folder: Path,
         recipe: Recipe,
         overwrite: bool,
+        max_memory: str | None,
         world: World,
         tell: Callable[[str], None],
     ) -> tuple[Learner, FolderLock]:
         """The learner of a fresh run, its clips and first checkpoint written, its folder locked."""
         lock: FolderLock | None = None
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"-o {folder}: exists and is not a folder")
-        if folder.is_dir():
-            foreign = [item.name for item in folder.iterdir() if not _is_ours(item.name)]
-            if foreign:
-                raise InputError(
-                    f"-o {folder}: not a run of stg-train (it holds {foreign[0]}); name another"
-                )
+        refuse_folder(folder, overwrite)
+        clips = sum(count_clips(Path(video)) for video in recipe.data.videos)
+        clips *= recipe.data.windows or 1
+        refuse_larger(recipe, clips, max_memory, processes=world.size)
         # Everything that can be wrong with the input is found before a file appears or changes.
         made = [item for item in (folder, *folder.parents) if not item.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(folder, f"-o {folder}")
-            # Without a checkpoint a start was cut off, and there is nothing to lose.
-            if (folder / CHECKPOINT).exists() and not overwrite:
-                raise InputError(
-                    f"-o {folder}: already a run; continue it with --resume, or replace it with "
-                    "--overwrite"
-                )
+            refuse_folder(folder, overwrite)  # now that nobody else can make it one
             remove_leftovers(folder)
             with atomic_path(folder / OBSERVED) as temporary:
                 truth = None
@@ -205,6 +203,7 @@ class Run:
                         np.save(file, observed.pixels)
                         tell("filling the hidden pixels for a start ...")
                 learner = Learner(recipe, observed, world)
+                give_back()
                 _clear(folder)
             for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
                 if array is not None:
@@ -229,6 +228,7 @@ class Run:
         *,
         updates: int | None = None,
         device: str | None = None,
+        max_memory: str | None = None,
         world: World = ALONE,
     ) -> Run:
         """Continue from the folder's checkpoint; on the CPU with as many processes, bit for bit.
@@ -237,6 +237,7 @@ class Run:
             folder: of the run.
             updates: a new total, to learn longer; the fall of the learning rate moves with it.
             device: another device.
+            max_memory: see `start`.
             world: the processes that share the run; their number may have changed.
 
         Raises:
@@ -246,14 +247,21 @@ class Run:
             read_checkpoint(folder / CHECKPOINT)  # says what is wrong
         lock = world.on_first(lambda: _lock(folder))
         try:
-            return cls(folder, cls._restored(folder, updates, device, world), lock)
+            learner = cls._restored(folder, updates, device, max_memory, world)
+            return cls(folder, learner, lock)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
 
     @staticmethod
-    def _restored(folder: Path, updates: int | None, device: str | None, world: World) -> Learner:
+    def _restored(
+        folder: Path,
+        updates: int | None,
+        device: str | None,
+        max_memory: str | None,
+        world: World,
+    ) -> Learner:
         """The learner of a run's folder, where its checkpoint was taken."""
         checkpoint = read_checkpoint(folder / CHECKPOINT)
         recipe = checkpoint.recipe
@@ -270,6 +278,7 @@ class Run:
             recipe = recipe.model_copy(update={"device": str(chosen)})
         else:
             choose_device(recipe.device)
+        refuse_larger(recipe, len(checkpoint.clips), max_memory, processes=world.size)
         torch.set_num_threads(recipe.threads or usable_threads())
         learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
         restore(learner, checkpoint, folder / CHECKPOINT)
@@ -277,6 +286,8 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        # What an update leaves in the heap is in small pieces, and a checkpoint needs large ones.
+        give_back()
         save_checkpoint(self.folder / CHECKPOINT, self.learner, versions())
 
     def learn(self, report: Report | None = None, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -363,6 +374,7 @@ class Run:
             return metrics  # the other processes' parameters are not written
         last = made == learning.updates
         if last or made % learning.select_every == 0:
+            give_back()
             found = sample_score(learner)
             if found is not None:
                 keep_best(learner, found)
@@ -384,11 +396,13 @@ class Run:
         learner, observed = self.learner, self.learner.observed
         _remove_finished(self.folder)
         seed = learner.recipe.seed + 1
+        give_back()
         samples = sample(learner, count=SAMPLES, seed=seed)
         for name, array in ((SYNTHESIZED, samples.videos), (PATH, samples.path)):
             atomic_save_array(self.folder / name, array)
         measures: Comparison | None = None
         why_none = ""
+        give_back()
         try:
             measures = compare(list(observed.pixels), list(samples.videos))
         except InputError as error:  # a clip of a few frames or pixels
@@ -435,6 +449,27 @@ class Run:
             tile(stack, columns=max(len(windows), len(chains))) if len(stack) > 1 else stack[0],
             observed.fps,
             overwrite=True,
+        )
+
+
+def refuse_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that a new run must not be made in.
+
+    Raises:
+        InputError: not a folder, one of other files, or a run and `overwrite` is not set.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"-o {folder}: exists and is not a folder")
+    if folder.is_dir():
+        foreign = [item.name for item in folder.iterdir() if not _is_ours(item.name)]
+        if foreign:
+            raise InputError(
+                f"-o {folder}: not a run of stg-train (it holds {foreign[0]}); name another"
+            )
+    # Without a checkpoint a start was cut off, and there is nothing to lose.
+    if (folder / CHECKPOINT).exists() and not overwrite:
+        raise InputError(
+            f"-o {folder}: already a run; continue it with --resume, or replace it with --overwrite"
         )
 
 

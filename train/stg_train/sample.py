@@ -14,6 +14,7 @@ from torch import Tensor
 from stg_runtime.errors import DivergenceError
 from stg_runtime.grids import coarser_seed, refine
 from stg_runtime.langevin import standard_normal
+from stg_runtime.memory import give_back
 from stg_runtime.spot import first_noise
 from stg_runtime.video import cut_edges, to_pixels
 from stg_train.chains import walk
@@ -135,6 +136,7 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
         (coarse,) = _walk(learner.coarser, coarser_seed(seed), chain, [langevin.n_steps])
         first = refine(first, learner.from_coarser(coarse))
     assert first is not None
+    give_back()
     x = torch.from_numpy(first).to(device)
     if stops[0] == 0:
         yield x

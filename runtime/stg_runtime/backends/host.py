@@ -56,8 +56,15 @@ class HostChains:
         self._walker.seed = seed
         for number, x in zip(numbers, self._x, strict=True):
             if spot is not None:
-                x[:] = first_noise(
-                    spot, x.shape, seed=seed, number=number, init_std=init_std, wrap=wrap
+                first_noise(
+                    spot,
+                    x.shape,
+                    seed=seed,
+                    number=number,
+                    init_std=init_std,
+                    wrap=wrap,
+                    out=x,
+                    room=self._grad,
                 )
                 continue
             self._walker.chain = number

@@ -16,6 +16,7 @@ from stg_runtime.backends.cuda import spot as module
 from stg_runtime.backends.cuda.chains import DeviceChains
 from stg_runtime.backends.cuda.device import CudaDevice, open_device, pointer
 from stg_runtime.backends.cuda.spot import DeviceSpot, _roots, device_bytes, factors
+from stg_runtime.equalizer import Equalizer
 from stg_runtime.errors import StgError
 from stg_runtime.spot import NO_WRAP, Axes, Shape, Spot, Wrap, first_noise
 
@@ -76,6 +77,16 @@ def test_it_is_the_processors(
         expected = first_noise(spot, shape, seed=2**63 + 1, number=number, init_std=1.0, wrap=wrap)
         np.testing.assert_allclose(row, expected, atol=2e-5 * float(np.abs(expected).max()))
         assert float(row.std()) > 0.1
+
+
+def test_a_video_of_more_lines_than_a_grid_has_rows(device: CudaDevice, started: list) -> None:
+    taps = Equalizer(np.array([0.25, 0.5, 0.25], np.float32), np.ones((1, 1), np.float32))
+    spot, shape = Spot(a_clip((1, 3, 5, 2, 2)), "time", taps), (3, 22_000, 2, 2)
+    chains = DeviceChains(Spring(device), (1, *shape))
+    started.append(chains)
+    chains.start(seed=1, numbers=[0], init_std=1.0, spot=spot)
+    expected = first_noise(spot, shape, seed=1, number=0, init_std=1.0)
+    np.testing.assert_allclose(chains.read()[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("axes", ["time", "space-time"])

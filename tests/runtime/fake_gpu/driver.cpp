@@ -169,13 +169,15 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
     Along along = *(Along *)p[1];
     bool colour = name == "stg_colour";
     if ((u64)gx * 256 < along.H * along.W) return 1;
-    if (gy != (colour ? along.T : along.channels * ((along.T + 7) / 8))) return 1;
+    u32 rows = colour ? along.T : along.channels * ((along.T + 7) / 8);
+    if (gy != (rows < 65535 ? rows : 65535)) return 1;
     return enqueue(name.c_str(), [=] { colour ? host_colour(x, &along) : host_along(x, &along); });
   }
   if (name == "stg_filter_time" || name == "stg_filter_space") {
     Filter filter = *(Filter *)p[0];
     bool space = name == "stg_filter_space";
-    if ((u64)gx * 256 < filter.H * filter.W || gy != filter.channels * filter.T) return 1;
+    u32 rows = filter.channels * filter.T;
+    if ((u64)gx * 256 < filter.H * filter.W || gy != (rows < 65535 ? rows : 65535)) return 1;
     return enqueue(name.c_str(), [=] { host_filter(&filter, space); });
   }
   if (name == "stg_fourier") {

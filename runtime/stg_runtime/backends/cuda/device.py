@@ -14,6 +14,7 @@ from stg_runtime.backends.cuda.compile import kernels
 from stg_runtime.errors import InputError, StgError
 
 THREADS: Final = 256  # per block; the kernels' __launch_bounds__
+MOST_ROWS: Final = 65535  # of a grid: blocks in y
 _OLDEST: Final = (7, 5)  # what CUDA 13's compilers still make code for
 _DRIVER: Final = "libcuda.so.1"
 _OUT_OF_MEMORY: Final = 2

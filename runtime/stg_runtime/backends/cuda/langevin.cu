@@ -592,7 +592,8 @@ stg_hold(float *x, const unsigned char *known, const float *value, u64 size) {
   stg_store(x + at, count, wide, state);
 }
 
-// Spot noise: x covers groups of 8 values, places, values of a frame, butterflies or values.
+// Spot noise: x covers groups of 8 values, places, values of a frame, butterflies or values; y frames,
+// lines or parts of them, in turns where there are more than a grid has rows.
 extern "C" __global__ void __launch_bounds__(256)
 stg_draw(float *out, u64 seed, u64 chain, u32 skip, u64 size, u32 stride) {
   u64 group = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -601,22 +602,29 @@ stg_draw(float *out, u64 seed, u64 chain, u32 skip, u64 size, u32 stride) {
 
 extern "C" __global__ void __launch_bounds__(256) stg_along(float *x, Along a) {
   u32 place = blockIdx.x * blockDim.x + threadIdx.x, parts = (a.T + 7) / 8;
-  if (place < a.H * a.W) stg_along_group(x, &a, place, blockIdx.y / parts, blockIdx.y % parts);
+  if (place >= a.H * a.W) return;
+  for (u32 row = blockIdx.y; row < a.channels * parts; row += gridDim.y)
+    stg_along_group(x, &a, place, row / parts, row % parts);
 }
 
 extern "C" __global__ void __launch_bounds__(256) stg_colour(float *x, Along a) {
   u32 place = blockIdx.x * blockDim.x + threadIdx.x;
-  if (place < a.H * a.W) stg_colour_value(x, &a, blockIdx.y, place);
+  if (place >= a.H * a.W) return;
+  for (u32 t = blockIdx.y; t < a.T; t += gridDim.y) stg_colour_value(x, &a, t, place);
 }
 
 extern "C" __global__ void __launch_bounds__(256) stg_filter_time(Filter f) {
   u32 place = blockIdx.x * blockDim.x + threadIdx.x;
-  if (place < f.H * f.W) stg_filter_time_value(&f, blockIdx.y, place);
+  if (place >= f.H * f.W) return;
+  for (u32 line = blockIdx.y; line < f.channels * f.T; line += gridDim.y)
+    stg_filter_time_value(&f, line, place);
 }
 
 extern "C" __global__ void __launch_bounds__(256) stg_filter_space(Filter f) {
   u32 place = blockIdx.x * blockDim.x + threadIdx.x;
-  if (place < f.H * f.W) stg_filter_space_value(&f, blockIdx.y, place);
+  if (place >= f.H * f.W) return;
+  for (u32 line = blockIdx.y; line < f.channels * f.T; line += gridDim.y)
+    stg_filter_space_value(&f, line, place);
 }
 
 extern "C" __global__ void __launch_bounds__(256) stg_fourier(Pass p) {

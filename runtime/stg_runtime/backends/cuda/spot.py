@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stg_runtime.backends.cuda.device import THREADS, CudaDevice, pointer, total
+from stg_runtime.backends.cuda.device import MOST_ROWS, THREADS, CudaDevice, pointer, total
 from stg_runtime.langevin import INITIAL, Float32, standard_normal
 from stg_runtime.spot import GRID, Shape, Spot, Wrap, cells, folded, luminance_weights
 
@@ -155,18 +155,17 @@ class DeviceSpot:
         frames = self.spot.clip(clip)[1].shape[1]
         addresses = (self._noise, spot, colours, mean, spread, self._rows, self._columns)
         along = _Along(*addresses, self._weights, C, T, H, W, frames, GRID, self._length, 0)
-        places = -(-H * W // THREADS)
-        self._device.launch("stg_along", (places, C * -(-T // 8)), pointer(x), along)
-        self._device.launch("stg_colour", (places, T), pointer(x), along)
+        self._device.launch("stg_along", self._rows_of(C * -(-T // 8)), pointer(x), along)
+        self._device.launch("stg_colour", self._rows_of(T), pointer(x), along)
         equalizer = self.spot.equalizer
         if equalizer is not None:
             sizes = (C, T, H, W)
             way, back = self._taps
             time = _Filter(x, self._filtered, mean, way, *sizes, equalizer.reach, self.wrap[0])
-            self._device.launch("stg_filter_time", (places, C * T), time)
+            self._device.launch("stg_filter_time", self._rows_of(C * T), time)
             reach = len(equalizer.space) // 2
             space = _Filter(self._filtered, x, mean, back, *sizes, reach, 0)
-            self._device.launch("stg_filter_space", (places, C * T), space)
+            self._device.launch("stg_filter_space", self._rows_of(C * T), space)
 
     # --- along space and time
 
@@ -259,6 +258,10 @@ class DeviceSpot:
             *(pointer(to), ctypes.c_uint64(seed), ctypes.c_uint64(number)),
             *(ctypes.c_uint32(skip), ctypes.c_uint64(size), ctypes.c_uint32(stride)),
         )
+
+    def _rows_of(self, count: int) -> tuple[int, int]:
+        """Blocks for the places of a frame, and for rows of which each may take several in turn."""
+        return -(-self._shape[2] * self._shape[3] // THREADS), min(count, MOST_ROWS)
 
     @staticmethod
     def _grid(count: int) -> tuple[int, int]:
