@@ -52,13 +52,13 @@ GRID = 5
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
 GIVEN_NUGGET = 0.1
 GIVEN_STEPS = 40
+# Radius of the squares that the level of known values is taken over.
+LEVEL_PIXELS = 8
 # `Spot.between`: the same share where the ends' motion is to be met rather than every detail, then
 # for what is left, and the frames within which the ends tell something.
 MOTION_NUGGET = 5e-2
 LED_NUGGET = 1e-3
 LED_FRAMES = 24
-# Radius of the squares that the level of known values is taken over.
-LEVEL_PIXELS = 8
 # Mahalanobis distance of colours from which on known values are of something else.
 FOREIGN = 3.0
 # Below this a place counts as still: its noise has no rank.
@@ -272,10 +272,12 @@ class Spot:
 
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
-        return np.where(known, values, self._agreeing(x, values, known, GIVEN_NUGGET))
+        level = self._level(values, known & self._of_texture(values, known))
+        made = self._agreeing(x + level[:, None], values, known, GIVEN_NUGGET)
+        return np.where(known, values, made)
 
     def _agreeing(self, x: Float32, values: Float32, known: Mask, nugget: float) -> Float32:
-        """`given` before the known values are put in."""
+        """`given` without the level, before the known values are put in."""
         assert self.axes == "space-time"
         spot, shape = self._clips[0], x.shape[1:]
         flat = spot.reshape(len(spot), -1)
@@ -284,8 +286,8 @@ class Spot:
         torus = torus_of(shape, lags)
         large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
         part = known & self._of_texture(values, known)
-        made = x + self._level(values, part)[:, None]
-        missed = np.where(part, values - made, np.float32(0))
+        missed = np.where(part, values - x, np.float32(0))
+        made = x.copy()
         for colour in colours.T:
             projected = np.tensordot(colour, spot, 1)
             power = np.square(np.abs(np.fft.rfftn(projected, s=large, axes=(0, 1, 2))))
