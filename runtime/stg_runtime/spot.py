@@ -272,12 +272,13 @@ class Spot:
 
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
-        level = self._level(values, known & self._of_texture(values, known))
-        made = self._agreeing(x + level[:, None], values, known, GIVEN_NUGGET)
+        part = known & self._of_texture(values, known)
+        level = self._level(values, part)
+        made = self._agreeing(x + level[:, None], values, part, GIVEN_NUGGET)
         return np.where(known, values, made)
 
-    def _agreeing(self, x: Float32, values: Float32, known: Mask, nugget: float) -> Float32:
-        """`given` without the level, before the known values are put in."""
+    def _agreeing(self, x: Float32, values: Float32, part: Mask, nugget: float) -> Float32:
+        """`given` without the level, by the known values in `part` alone."""
         assert self.axes == "space-time"
         spot, shape = self._clips[0], x.shape[1:]
         flat = spot.reshape(len(spot), -1)
@@ -285,7 +286,6 @@ class Spot:
         lags = [min(lag, size - 1) for lag, size in zip(LAGS, spot.shape[1:], strict=True)]
         torus = torus_of(shape, lags)
         large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
-        part = known & self._of_texture(values, known)
         missed = np.where(part, values - x, np.float32(0))
         made = x.copy()
         for colour in colours.T:
@@ -327,7 +327,8 @@ class Spot:
         if self.axes == "space-time":
             known = np.zeros(x.shape[1:], bool)
             known[given] = True
-            x = self._agreeing(x, values, known, MOTION_NUGGET)
+            part = known & self._of_texture(values, known)
+            x = self._agreeing(x, values, part, MOTION_NUGGET)
         made = self._led(x, values, given)
         made[:, given] = values[:, given]
         return made
