@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import numpy as np
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.onnxruntime_cpu import (
     OnnxRuntimeCpu,
-    read_coarser,
+    coarser_file,
     read_model,
     read_scales,
 )
@@ -67,14 +67,10 @@ def verify(path: Path) -> list[Check]:
         InputError: it, or a scale that it holds, cannot be loaded at all.
     """
     checks, scales = _verify(path), len(read_scales(path))
-    with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
+    with ExitStack() as stack:
         for number in range(2, scales + 1):
-            inner = Path(folder) / f"{number}.onnx"
-            inner.write_bytes(read_coarser(path))
-            checks += [
-                replace(item, name=f"scale {number}, {item.name}") for item in _verify(inner)
-            ]
-            path = inner
+            path = stack.enter_context(coarser_file(path))
+            checks += [replace(item, name=f"scale {number}, {item.name}") for item in _verify(path)]
     return checks
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,13 +73,11 @@ def open_backend(
 
 def _with_scales(backend: OnnxRuntimeCpu, path: Path, threads: int | None) -> OnnxRuntimeCpu:
     """Load the coarser scales of a multi-grid model, too."""
-    from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, read_coarser, read_scales
+    from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu, coarser_file, read_scales
 
     if backend.metadata.scales > 1:
         read_scales(path)  # all there, before the work begins
-        with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
-            inner = Path(folder) / "coarser.onnx"
-            inner.write_bytes(read_coarser(path))
+        with coarser_file(path) as inner:
             backend.coarser = _with_scales(OnnxRuntimeCpu(inner, threads), inner, threads)
     return backend
 

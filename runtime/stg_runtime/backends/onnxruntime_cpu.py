@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,15 +119,19 @@ def read_model(path: Path) -> bytes:
     return model
 
 
-def read_coarser(path: Path) -> bytes:
-    """The next coarser scale of a multi-grid model: a whole .onnx file, as the finest is.
+@contextmanager
+def coarser_file(path: Path) -> Iterator[Path]:
+    """The next coarser scale of a multi-grid model as a file of its own, there for the block.
 
     Raises:
-        InputError: see `open_session`; the file holds none.
+        InputError: see `open_session`; the model holds none.
     """
     session, _ = open_session(path, 1, optimize=False)
     stored = session.get_modelmeta().custom_metadata_map.get(COARSER_KEY)
-    return unpack_coarser(stored, str(path))
+    with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
+        inner = Path(folder) / "coarser.onnx"
+        inner.write_bytes(unpack_coarser(stored, str(path)))
+        yield inner
 
 
 def read_scales(path: Path) -> list[Metadata]:
@@ -137,9 +143,7 @@ def read_scales(path: Path) -> list[Metadata]:
     _, metadata = open_session(path, 1, optimize=False)
     if metadata.scales == 1:
         return [metadata]
-    with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
-        inner = Path(folder) / "coarser.onnx"
-        inner.write_bytes(read_coarser(path))
+    with coarser_file(path) as inner:
         try:
             coarser = read_scales(inner)
         except InputError as error:
