@@ -186,31 +186,33 @@ class Spot:
             wrap: see `make`.
             room: bytes of the memory that is free meanwhile.
         """
-        C, T, H, W = shape
-        clip: int = math.prod(self._clips.shape[2:])
         if self.axes == "space-time":
             torus = self.torus(shape, wrap)
             spectrum = 8 * torus[0] * torus[1] * (torus[2] // 2 + 1)
             noise = 4 * self.noise_size(shape, wrap=wrap)
             taken = noise if noise > 4 * math.prod(shape) else 0
             taken += (2 - min(2, room // spectrum)) * spectrum
+            clip: int = math.prod(self._clips.shape[2:])
             return taken + 12 * max(clip, NOISE_BLOCK)  # the one is drawn, then the other folded
-        reach = 0 if self.equalizer is None else self.equalizer.reach
-        block = min(T, _block_frames(H, W))
-        # The palette, while it is sorted; what is made of the frames of a block.
-        return (4 * C + 12) * clip + 4 * C * H * W * (8 * block + 6 * reach)
+        return self._along_time_bytes(shape, min(shape[1], _block_frames(*shape[2:])))
 
     def stream_bytes(self, shape: Shape) -> int:
         """Bytes that `stream` takes at its peak, for blocks of (C, T, H, W)."""
-        C, T, H, W = shape
-        clip: int = math.prod(self._clips.shape[2:])
         if self.axes == "space-time":
+            clip: int = math.prod(self._clips.shape[2:])
             _, height, width = self.torus(shape, NO_WRAP)
-            frames = smooth_size(T + self._clips.shape[2] - 1)
+            frames = smooth_size(shape[1] + self._clips.shape[2] - 1)
             # Four times the noise, and two half spectra.
             return frames * height * (16 * width + 16 * (width // 2 + 1)) + 12 * clip
+        return self._along_time_bytes(shape, shape[1])
+
+    def _along_time_bytes(self, shape: Shape, frames: int) -> int:
+        """Bytes that spot noise along time alone takes, so many frames of (C, T, H, W) at once."""
+        C, _, H, W = shape
+        clip: int = math.prod(self._clips.shape[2:])
         reach = 0 if self.equalizer is None else self.equalizer.reach
-        return (4 * C + 12) * clip + 4 * C * H * W * (8 * T + 6 * reach)
+        # The palette, while it is sorted; what is made of the frames.
+        return (4 * C + 12) * clip + 4 * C * H * W * (8 * frames + 6 * reach)
 
     def between_bytes(self, shape: Shape) -> int:
         """Bytes that `between` takes at its peak besides what it is given."""
