@@ -374,7 +374,6 @@ class Run:
             return metrics  # the other processes' parameters are not written
         last = made == learning.updates
         if last or made % learning.select_every == 0:
-            give_back()
             found = sample_score(learner)
             if found is not None:
                 keep_best(learner, found)
@@ -396,7 +395,6 @@ class Run:
         learner, observed = self.learner, self.learner.observed
         _remove_finished(self.folder)
         seed = learner.recipe.seed + 1
-        give_back()
         samples = sample(learner, count=SAMPLES, seed=seed)
         for name, array in ((SYNTHESIZED, samples.videos), (PATH, samples.path)):
             atomic_save_array(self.folder / name, array)

@@ -69,6 +69,7 @@ def sample(learner: Learner, *, count: int, seed: int) -> Samples:
     Raises:
         DivergenceError: a chain is not finite.
     """
+    give_back()  # an update leaves the heap in pieces
     recipe = learner.recipe
     langevin = recipe.langevin
     frames, margin = lengths(recipe, learner.descriptor)
