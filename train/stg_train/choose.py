@@ -23,7 +23,7 @@ from stg_runtime.spot import Axes
 from stg_runtime.video import count_clips, count_frames, to_pixels
 from stg_train.observed import read_observed
 from stg_train.recipe import Recipe, Scale, load_recipe
-from stg_train.select import score
+from stg_train.select import mean_score
 
 # A network that is free in space is worth this factor in the score of its first noise.
 FREE_IN_SPACE = 1.5
@@ -111,7 +111,7 @@ def _fitted(given: dict[str, Any], available: int, base: Recipe) -> dict[str, An
 
 
 def _score(recipe: Recipe, axes: Axes) -> float | None:
-    """How far first noise along these axes is from the recipe's clips, see `select.score`.
+    """How far first noise along these axes is from the recipe's clips, see `select.mean_score`.
 
     None where that cannot be measured.
     """
@@ -129,7 +129,7 @@ def _score(recipe: Recipe, axes: Axes) -> float | None:
             found = compare(list(observed.pixels), made)
         except InputError:
             return None
-    return sum(score(measures) for measures in found.videos) / len(found.videos)
+    return mean_score(found)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from stg_runtime.errors import DivergenceError, InputError
-from stg_runtime.measures import Measures, compare
+from stg_runtime.measures import Comparison, Measures, compare
 from stg_train.learn import Kept, Learner, grown_at
 from stg_train.sample import sample
 
@@ -36,6 +36,11 @@ def score(measures: Measures) -> float:
     return sum(parts) / len(parts)
 
 
+def mean_score(found: Comparison) -> float:
+    """`score` of all compared videos, on the average."""
+    return sum(score(measures) for measures in found.videos) / len(found.videos)
+
+
 def sample_score(learner: Learner) -> float | None:
     """Mean score of fresh videos; infinite where a walk diverges.
 
@@ -50,7 +55,7 @@ def sample_score(learner: Learner) -> float | None:
         return math.inf
     except InputError:
         return None
-    return sum(score(measures) for measures in found.videos) / len(found.videos)
+    return mean_score(found)
 
 
 def keep_best(learner: Learner, found: float) -> None:
