@@ -206,17 +206,18 @@ def refuse_larger(
     if limit is None:
         return
 
-    def taken(changed: Recipe) -> int:
-        need = foresee(changed, clips, processes=processes)
+    def taken(need: Need) -> int:
         return need.on_device if on_gpu else need.total
 
+    def fits(changed: Recipe) -> bool:
+        return taken(foresee(changed, clips, processes=processes)) <= limit
+
     try:
-        needed = taken(recipe)
+        need = foresee(recipe, clips, processes=processes)
     except InputError:  # about the network, and said better where it is made
         return
-    if needed <= limit:
+    if taken(need) <= limit:
         return
-    need = foresee(recipe, clips, processes=processes)
     parts = (
         "on the GPU"
         if on_gpu
@@ -225,16 +226,16 @@ def refuse_larger(
             f"chains and first noise, {show_memory(need.work)} for {need.stage}"
         )
     )
-    fits = [
+    smaller = [
         f"{option} {text(changed)}"
         for option, steps, text in _OPTIONS
-        if (changed := _largest(steps(recipe, clips), lambda item: taken(item) <= limit))
+        if (changed := _largest(steps(recipe, clips), fits))
     ]
-    help_ = f"{' or '.join(fits)} would fit" if fits else "no one option makes it fit"
+    help_ = f"{' or '.join(smaller)} would fit" if smaller else "no one option makes it fit"
     where = "--max-memory" if max_memory is not None and not on_gpu else "free"
     raise InputError(
-        f"training needs about {show_memory(needed)} of memory ({parts}), and {show_memory(limit)} "
-        f"are there ({where}); {help_}"
+        f"training needs about {show_memory(taken(need))} of memory ({parts}), and "
+        f"{show_memory(limit)} are there ({where}); {help_}"
     )
 
 
