@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
-from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
 from stg_runtime.fill import fill
 from stg_runtime.grids import refuse_scales
@@ -310,7 +309,7 @@ def _walk(chains: Chains, metadata: Metadata, job: Plan, progress: Progress | No
         row = int(bad[0]) if len(bad) else job.n_steps - 1
         before = float(energies[row - 1]) if row and len(bad) else None
         raise not_finite(who, row + 1, float(energies[row]), before, metadata)
-    if isinstance(chains, HostChains) and chains.silent[0]:
+    if chains.silent[0]:
         raise silent(who, chains.silent[0], job.n_steps, float(energies[-1]))
 
 

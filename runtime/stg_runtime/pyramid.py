@@ -40,10 +40,9 @@ class Pyramid:
         self._chains.start(seed=seed, numbers=numbers, init_std=init_std, spot=spot, wrap=wrap)
 
     @property
-    def silent(self) -> list[int]:
-        """See `HostChains.silent`; of this scale alone."""
-        silent: list[int] = getattr(self._chains, "silent", [0] * self.shape[0])
-        return silent
+    def silent(self) -> Sequence[int]:
+        """See `Chains.silent`; of this scale alone."""
+        return self._chains.silent
 
     def write(self, x: Float32) -> None:
         """See `Chains.write`."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
-from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
 from stg_runtime.footage import Footage, begin
 from stg_runtime.grids import (
@@ -426,14 +425,13 @@ def walk(
             progress(step, math.nan if energy is None else float(energy.mean()))
     energies = chains.energies()
     _check_energies(energies, first, job, metadata, numbers)
-    since = chains.silent if isinstance(chains, HostChains | Pyramid) else [0] * len(numbers)
     for index, video in enumerate(chains.read()):
         who = f"chain {numbers[index]} (seed {job.seed})"
         last = float(energies[-1, index]) if len(energies) else math.nan
         if not np.isfinite(video.sum(dtype=np.float64)):
             raise not_finite(who, job.n_steps, last, None, metadata)
-        if since[index]:
-            raise silent(who, since[index], job.n_steps, last)
+        if chains.silent[index]:
+            raise silent(who, chains.silent[index], job.n_steps, last)
 
 
 def _check_energies(

@@ -25,6 +25,13 @@ class Chains(Protocol):
 
     shape: Shape
 
+    @property
+    def silent(self) -> Sequence[int]:
+        """Of each chain, the step from which on its network has been silent, or 0.
+
+        See `stg_runtime.health.is_silent`; a device that is not waited for says 0.
+        """
+
     def start(
         self,
         *,

@@ -21,8 +21,7 @@ class HostChains:
         shape: (N, C, T, H, W).
 
     Attributes:
-        silent: of each chain, the step from which on its network has been silent (see `is_silent`),
-            or 0.
+        silent: see `Chains.silent`.
     """
 
     def __init__(self, gradient: HostGradient, shape: Shape) -> None:
