@@ -27,13 +27,15 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stg_runtime.backends.onnxruntime_cpu import open_session
 from stg_runtime.files import atomic_write_text
-from stg_train.recipe import Data, load_recipe
+
+if TYPE_CHECKING:
+    from stg_train.recipe import Data
 
 MATTERS = 600  # MiB: below it the program's own share decides
 
@@ -84,6 +86,9 @@ def trainings(
     folder: Path, cases: Iterable[tuple[int, str]], known: dict[tuple[int, str], float]
 ) -> Iterator[dict[str, Any]]:
     """Rows of what training is foreseen to take, and takes; `known`: MiB, of rows run before."""
+    # Not above: a process that is started counts what this one held then, and PyTorch is large.
+    from stg_train.recipe import load_recipe
+
     program = str(Path(sys.executable).parent / "stg-train")
     for number, precision in cases:
         name, changes = TRAININGS[number]
@@ -170,10 +175,10 @@ def main() -> None:
     program = str(Path(sys.executable).parent / "stg-run")
     with tempfile.TemporaryDirectory() as name:
         known = {(row["row"], row["precision"]): row["used_mib"] for row in rows if "row" in row}
-        cases = list(itertools.product(arguments.rows, arguments.precisions))
+        wanted = list(itertools.product(arguments.rows, arguments.precisions))
         if arguments.again:
-            cases, rows = list(known), []
-        for row in trainings(Path(name), cases, known) if arguments.train else ():
+            wanted, rows = list(known), []
+        for row in trainings(Path(name), wanted, known) if arguments.train else ():
             rows.append(row)
             print(row, flush=True)
             if arguments.output:  # a run may be cut off

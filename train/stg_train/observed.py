@@ -237,8 +237,7 @@ def check_sizes(data: Data) -> None:
     first: tuple[int, ...] | None = None
     for video in data.videos:
         path = Path(video)
-        clip = 0 if path.suffix.lower() == ".npy" else None
-        frame = next(iter_frames(path, clip=clip), None)
+        frame = next(iter_frames(path, clip=0), None)
         if frame is None:
             continue  # reading it, which follows, says what is wrong
         size = frame.shape[:2]
@@ -258,7 +257,7 @@ def _warn_of_borders(data: Data, video: str) -> None:
         frames=min(data.frames, _FRAMES_FOR_BORDERS),
         start=data.start,
         crop=data.crop,
-        clip=0 if Path(video).suffix.lower() == ".npy" else None,
+        clip=0,
     ).frames
     size = (frames.shape[1], frames.shape[2])
     borders = black_borders(frames)
