@@ -382,8 +382,8 @@ def foresee(
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Within 15 % of what is used, see `bench/memory.py`. The modules that write the file are loaded
-    already (`check_video_output` does that).
+    Up to a fifth more than is used, see `bench/memory.py`. The modules that write the file are
+    loaded already (`check_video_output` does that).
 
     Args:
         gradient: that will be walked; it is measured, see `measure`.
@@ -392,9 +392,10 @@ def foresee(
         finished: size of a finished video; that of the walk by default.
     """
     start = start_bytes(gradient.metadata, lengths, chains=chains)
-    base = resident_memory() + start
+    base = resident_memory()
     size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
-    return _whole(base, gradient.metadata.channels, lengths, chains, size, measure(gradient))
+    cost = measure(gradient)
+    return _whole(base, gradient.metadata.channels, lengths, chains, size, cost, start)
 
 
 def refuse_larger(
@@ -439,9 +440,11 @@ def _whole(
     chains: int,
     finished: tuple[int, ...],
     cost: Cost,
+    start: float = 0.0,
 ) -> int:
     voxels = chains * math.prod(lengths)
-    walked = (2 * 4 + 1) * channels * voxels + cost.of(voxels)
+    # What first noise takes is given back before the gradient takes its own.
+    walked = (2 * 4 + 1) * channels * voxels + max(start, cost.of(voxels))
     return int(base + walked + _writer(finished) + channels * math.prod(finished))
 
 
