@@ -6,11 +6,11 @@ of PyTorch per kill would take most of the time), and are killed at a random mom
 * no file stands half written under its final name: each reads, or is byte for byte the old one;
 * training goes on with --resume, is killed again, and in the end its checkpoint, metrics, samples
   and measures equal those of a run that nobody disturbed, byte for byte;
-* an interrupted export, synthesis or engine leaves the old file or the whole new one.
+* an interrupted export, synthesis or engine leaves the old file or the whole new one;
+* a run that is replaced with --overwrite is there as it was, or the new one is, to be gone on with.
 
     python bench/crash.py --kills 200 -o bench/results/crash.json
-    python bench/crash.py --kills 130 --kinds export=4 engine=4 training=3 synthesis=2 \
-        --add -o bench/results/crash.json
+    python bench/crash.py --kills 60 --kinds replacement --add -o bench/results/crash.json
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ MAINS = {
     "stg-export": export_command.main,
     "stg-run": run_command.main,
 }
-SHARES = {"training": 0.52, "synthesis": 0.36, "engine": 0.06, "export": 0.06}
+SHARES = {
+    "training": 0.42,
+    "replacement": 0.16,
+    "synthesis": 0.3,
+    "engine": 0.06,
+    "export": 0.06,
+}
 Case = tuple[Path, Callable[[str], list[object]]]
 """What is replaced, and the command that makes its "old" or its "new" contents."""
 
@@ -262,6 +268,47 @@ class Trials:
                 self.fault("training", "a temporary file or a lock outlived the resumed run")
             self.count("training", "finished equal to undisturbed, bit for bit")
             shutil.rmtree(cut)
+
+    def replacement(self) -> Iterator[None]:
+        """One run put in another's place by --overwrite; its first checkpoint comes early."""
+        self.undisturbed()
+        run, recipe = self.folder / "replaced", ("--recipe", self.folder / "tiny.toml")
+        command = ["stg-train", "-o", run, *recipe, "--overwrite", "--updates", 1, "--seed", 1]
+        seconds = self.run(*command)
+        for which in itertools.cycle(("over a finished run", "over a run as it started")):
+            if which == "over a finished run":
+                shutil.rmtree(run)
+                shutil.copytree(self.folder / "whole", run)
+            else:
+                self.run(*command)
+            before = self.contents(run)
+            child = start(*command[:-1], 2, log=self.log)
+            code = finish(child, *self.moment(seconds, run))
+            if code is None:
+                self.count("replacement", "killed")
+                self.whole_run(run)
+                if not (run / CHECKPOINT).exists():  # between the renames: no run at all
+                    self.count("replacement", "between the two, to be started again")
+                elif read_checkpoint(run / CHECKPOINT).recipe.seed == 2:
+                    self.count("replacement", "new run, gone on with")
+                    self.run("stg-train", "-o", run, "--resume")  # to its end, or that is the end
+                elif self.contents(run) == before:
+                    self.count("replacement", "old run, byte for byte")
+                else:
+                    self.fault("replacement", f"{which}: the old run changed")
+            elif code != 0:
+                self.fault("replacement", f"exit {code}: {self.log.read_text()[-300:]}")
+                return
+            yield
+
+    @staticmethod
+    def contents(run: Path) -> dict[str, str]:
+        """Digests of a run's files, without the lock and what a kill left."""
+        return {
+            str(item.relative_to(run)): digest(item)
+            for item in sorted(run.rglob("*"))
+            if item.is_file() and item.name != LOCK and not item.name.startswith(TEMPORARY_PREFIX)
+        }
 
     def replaced(self, kind: str, cases: list[Case]) -> Iterator[None]:
         """Kill programs that replace a file."""

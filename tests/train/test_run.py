@@ -1,6 +1,7 @@
 """A run's folder: resumed equals undisturbed, bit for bit, whatever stopped it."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -168,6 +169,25 @@ def test_folder_is_never_overwritten_unasked(tiny: Recipe, tmp_path: Path) -> No
     with pytest.raises(InputError, match="not a run of stg-train"):
         Run.start(foreign, tiny, overwrite=True)
     assert (foreign / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_an_overwritten_run_stays_until_the_new_one_is_there(clip: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stops the new run after its clips, at its checkpoint."""
+    folder = tmp_path / "run"
+    run = Run.start(folder, tiny_recipe(clip, **{"learning.updates": 2}))
+    run.learn()
+    run.close()
+    before = {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()}
+    assert len(before[CHECKPOINT]) > len(before[OBSERVED]) and METRICS in before
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[OBSERVED]), limits[1]))
+        with pytest.raises(InputError, match=f"-o {folder}: could not be written: File too large"):
+            Run.start(folder, tiny_recipe(clip, seed=1), overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()} == before
+    assert Run.resume(folder).learner.update_count == 2
 
 
 def test_resume_refuses_what_does_not_belong_together(tiny: Recipe, tmp_path: Path) -> None:

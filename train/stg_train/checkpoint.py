@@ -72,23 +72,20 @@ def save_checkpoint(path: Path, learner: Learner, versions: dict[str, str]) -> N
     """Write the state of a run, whole or not at all; rank 0 writes, all processes call it."""
     chains = [scale.all_chains() for scale in learner.scales()]
     if learner.world.first:
-        write_checkpoint(path, learner, chains, versions)
+        atomic_write_bytes(path, checkpoint_bytes(learner, chains, versions))
 
 
-def write_checkpoint(
-    path: Path, learner: Learner, chains: Sequence[Tensor], versions: dict[str, str]
-) -> None:
-    """Write the state of a run with its chains, in this process.
+def checkpoint_bytes(learner: Learner, chains: Sequence[Tensor], versions: dict[str, str]) -> bytes:
+    """The state of a run with its chains, as a checkpoint's file holds it.
 
     Args:
-        path: of the file.
         learner: of the run.
         chains: of all processes, of each of `Learner.scales`; see `Learner.all_chains`.
         versions: of stg and torch.
     """
     header, tensors = _state(learner, chains, versions)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    atomic_write_bytes(path, save(plain, {_KEY: json.dumps(header)}))
+    return save(plain, {_KEY: json.dumps(header)})
 
 
 def _state(

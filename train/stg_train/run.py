@@ -28,7 +28,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,11 @@ from stg_runtime.video import count_clips, tile, to_pixels
 from stg_runtime.video_write import write_video
 from stg_train.checkpoint import (
     Checkpoint,
+    checkpoint_bytes,
     load_parameters,
     read_checkpoint,
     restore,
     save_checkpoint,
-    write_checkpoint,
 )
 from stg_train.descriptor import Descriptor, Energy
 from stg_train.incomplete import (
@@ -193,9 +193,14 @@ class Run:
             lock = FolderLock(folder, f"-o {folder}")
             refuse_folder(folder, overwrite)  # now that nobody else can make it one
             remove_leftovers(folder)
-            with atomic_path(folder / OBSERVED) as temporary:
+            with ExitStack() as stack:
+
+                def hidden(name: str) -> Path:
+                    return stack.enter_context(atomic_path(folder / name))
+
+                checkpoint = hidden(CHECKPOINT)  # first in, so the last to get its name
                 truth = None
-                with temporary.open("w+b") as file:
+                with hidden(OBSERVED).open("w+b") as file:
                     if recipe.data.mask is None:
                         observed = read_observed(recipe.data, recipe.pixels, file)
                     else:
@@ -204,13 +209,14 @@ class Run:
                         tell("filling the hidden pixels for a start ...")
                 learner = Learner(recipe, observed, world)
                 give_back()
+                for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
+                    if array is not None:
+                        np.save(hidden(name), array)
+                hidden(RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+                chains = [scale.first_chains() for scale in learner.scales()]
+                checkpoint.write_bytes(checkpoint_bytes(learner, chains, versions()))
+                # Only now that all of the new run is on the disk is there an old one to lose.
                 _clear(folder)
-            for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
-                if array is not None:
-                    atomic_save_array(folder / name, array)
-            recipe.save(folder / RECIPE)
-            chains = [scale.first_chains() for scale in learner.scales()]
-            write_checkpoint(folder / CHECKPOINT, learner, chains, versions())
         except BaseException as error:
             if lock is not None:
                 lock.release()
@@ -278,7 +284,8 @@ class Run:
             recipe = recipe.model_copy(update={"device": str(chosen)})
         else:
             choose_device(recipe.device)
-        refuse_larger(recipe, len(checkpoint.clips), max_memory, processes=world.size)
+        clips = len(checkpoint.clips)
+        refuse_larger(recipe, clips, max_memory, processes=world.size, started=True)
         torch.set_num_threads(recipe.threads or usable_threads())
         learner = Learner(recipe, read_run_clips(folder, checkpoint), world)
         restore(learner, checkpoint, folder / CHECKPOINT)
