@@ -44,10 +44,10 @@ def parse_memory(text: str, option: str = "--max-memory") -> int:
         InputError: not such a text, or nothing.
     """
     found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    value = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if not value:
+    value = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+    if not 1 <= value < math.inf:
         raise InputError(f"{option} {text}: expected a size such as 2G or 500M")
-    return value
+    return int(value)
 
 
 def show_memory(count: float) -> str:

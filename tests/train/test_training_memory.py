@@ -1,6 +1,7 @@
 """What training takes is foreseen, and refused before anything is made."""
 
 import re
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,35 @@ def test_every_size_that_a_refusal_names_fits() -> None:
         changed = large(**{f"{section}.{option}": value})
         # A little room: this process grows from test to test.
         refuse_larger(changed, 1, f"{(limit >> 10) + (8 << 10)}K")
+
+
+def test_a_recipe_of_billions_is_refused_at_once() -> None:
+    """What would fit is found among some values, not among all."""
+    most = {"data.frames": 1 << 31, "data.window": 1 << 31, "data.size": [4, 8]}
+    recipe = large(**most, **{"langevin.chains": 4096, "data.batch": 4096})
+    began = time.process_time()
+    with pytest.raises(InputError, match="of memory"):
+        refuse_larger(recipe, 1 << 31, "1G")
+    assert time.process_time() - began < 20
+    with pytest.raises(InputError, match="more than 68719476736 pixels; take fewer"):
+        large(**most | {"data.size": [8, 8]})
+
+
+def test_a_size_is_named_only_where_the_option_alone_will_do() -> None:
+    recipe = large(**{"network.padding": "valid", "data.window_size": [200, 200]})
+    with pytest.raises(InputError) as caught:
+        refuse_larger(recipe, 1, f"{(resident_memory() + 700 * MIB) >> 10}K")
+    for size in re.findall(r"--size (\d+)x(\d+)", str(caught.value)):
+        assert min(map(int, size)) >= 200, str(caught.value)
+
+
+def test_a_run_that_goes_on_is_told_nothing_that_it_cannot_change(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    Run.start(tmp_path / "run", tiny).close()
+    with pytest.raises(InputError, match="100M are there") as caught:
+        Run.resume(tmp_path / "run", max_memory="100M")
+    assert "would fit" not in str(caught.value) and "--chains" not in str(caught.value)
 
 
 def test_a_run_that_does_not_fit_leaves_nothing(tiny: Recipe, tmp_path: Path) -> None:

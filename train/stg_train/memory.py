@@ -9,6 +9,7 @@ sum with what runs take.
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -181,7 +182,12 @@ def _scales(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def refuse_larger(
-    recipe: Recipe, clips: int, max_memory: str | None, *, processes: int = 1
+    recipe: Recipe,
+    clips: int,
+    max_memory: str | None,
+    *,
+    processes: int = 1,
+    started: bool = False,
 ) -> None:
     """Refuse a run that does not fit, before anything of it is made.
 
@@ -194,6 +200,7 @@ def refuse_larger(
         clips: how many training clips there are.
         max_memory: of this process, as `stg_runtime.memory.budget` takes it.
         processes: that share the run.
+        started: the run goes on, and what it was started with can no longer be made smaller.
 
     Raises:
         InputError: what is needed, what there is, and the largest settings that would fit.
@@ -226,12 +233,15 @@ def refuse_larger(
             f"chains and first noise, {show_memory(need.work)} for {need.stage}"
         )
     )
-    smaller = [
-        f"{option} {text(changed)}"
-        for option, steps, text in _OPTIONS
-        if (changed := _largest(steps(recipe, clips), fits))
-    ]
-    help_ = f"{' or '.join(smaller)} would fit" if smaller else "no one option makes it fit"
+    if started:
+        help_ = "go on where there is more"
+    else:
+        smaller = [
+            f"{option} {text(changed)}"
+            for option, steps, text in _OPTIONS
+            if (changed := _largest(steps(recipe, clips), fits))
+        ]
+        help_ = f"{' or '.join(smaller)} would fit" if smaller else "no one option makes it fit"
     where = "--max-memory" if max_memory is not None and not on_gpu else "free"
     raise InputError(
         f"training needs about {show_memory(taken(need))} of memory ({parts}), and "
@@ -256,12 +266,17 @@ def _with(recipe: Recipe, section: str, **values: object) -> Recipe:
     return recipe.model_copy(update={section: changed})
 
 
+def _values(first: int, end: int) -> range:
+    """Of `first` to `end` - 1 all, or some 256: a recipe may ask for billions."""
+    return range(first, end, max(1, (end - first) // 256))
+
+
 def _fewer_chains(recipe: Recipe, clips: int) -> list[Recipe]:
-    return [_with(recipe, "langevin", chains=n) for n in range(1, recipe.langevin.chains)]
+    return [_with(recipe, "langevin", chains=n) for n in _values(1, recipe.langevin.chains)]
 
 
 def _smaller_batches(recipe: Recipe, clips: int) -> list[Recipe]:
-    return [_with(recipe, "data", batch=n) for n in range(1, min(recipe.data.batch, clips))]
+    return [_with(recipe, "data", batch=n) for n in _values(1, min(recipe.data.batch, clips))]
 
 
 def _shorter_windows(recipe: Recipe, clips: int) -> list[Recipe]:
@@ -270,7 +285,7 @@ def _shorter_windows(recipe: Recipe, clips: int) -> list[Recipe]:
     least = min_size(
         recipe.network.specs(), (recipe.data.trained_frames, *recipe.data.trained_size)
     )
-    return [_with(recipe, "data", window=n) for n in range(least[0], recipe.data.trained_frames)]
+    return [_with(recipe, "data", window=n) for n in _values(least[0], recipe.data.trained_frames)]
 
 
 def _smaller_sizes(recipe: Recipe, clips: int) -> list[Recipe]:
@@ -279,8 +294,9 @@ def _smaller_sizes(recipe: Recipe, clips: int) -> list[Recipe]:
     found = []
     for share in range(1, 16):
         size = tuple(extent * share // (16 * step) * step for extent in data.size)
-        window = data.window_size and tuple(map(min, data.window_size, size))
-        changed = _with(recipe, "data", size=size, window_size=window)
+        if data.window_size is not None and any(map(operator.lt, size, data.window_size)):
+            continue  # a recipe's own, that no option makes smaller
+        changed = _with(recipe, "data", size=size)
         with suppress(InputError):  # smaller than the network
             for scale in _scales(changed):
                 resolve_kernels(

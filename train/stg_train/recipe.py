@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from importlib import resources
@@ -29,8 +30,10 @@ from stg_train.descriptor import ConvSpec
 Scale = Literal["small", "paper"]
 Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid"]
 
-_Count = Annotated[int, Field(ge=1)]
-_NonNegativeInt = Annotated[int, Field(ge=0)]
+_LARGEST = 1 << 31  # beyond what any machine holds, and far from what Python turns into floats
+_LARGEST_CLIP = 1 << 36  # pixels; what is counted of them in bytes stays below 2^63
+_Count = Annotated[int, Field(ge=1, le=_LARGEST)]
+_NonNegativeInt = Annotated[int, Field(ge=0, le=_LARGEST)]
 # Beyond these, squares leave float32's range.
 _Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
 _NonNegative = Annotated[float, Field(ge=0, le=1e30)]
@@ -90,7 +93,7 @@ class Data(_Section):
     crop: tuple[_NonNegativeInt, _NonNegativeInt, _Count, _Count] | None = None
     window: _Count | None = None
     window_size: tuple[_Count, _Count] | None = None
-    batch: _Count = 8
+    batch: Annotated[int, Field(ge=1, le=4096)] = 8
     windows: _Count | None = None
     align: bool = False
     allow_cuts: bool = False
@@ -100,6 +103,15 @@ class Data(_Section):
         if self.align and self.windows is not None:
             raise ValueError(
                 "--windows and --align exclude each other: alignment takes one clip from each video"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_countable(self) -> Data:
+        if self.frames * math.prod(self.size) > _LARGEST_CLIP:
+            raise ValueError(
+                f"clips of {self.frames} frames of {self.size[0]}x{self.size[1]} hold more than "
+                f"{_LARGEST_CLIP} pixels; take fewer frames or a smaller size"
             )
         return self
 
