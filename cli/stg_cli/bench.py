@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stg_cli.common import AsJson, Debug, NoBuild, Threads, parse_size, print_json, require
+from stg_cli.common import (
+    AsJson,
+    Debug,
+    NoBuild,
+    Threads,
+    parse_size,
+    print_json,
+    print_rows,
+    require,
+)
 from stg_runtime.interrupts import signals_wait
 
 if TYPE_CHECKING:
@@ -109,9 +118,7 @@ def _show(r: dict[str, Any]) -> None:
         )
     if r["note"]:
         rows["note"] = r["note"]
-    width = max(len(name) for name in rows)
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+    print_rows(rows)
 
 
 def time_torch(

@@ -78,7 +78,15 @@ def _terminated(number: int, _frame: object) -> Never:
 
 
 def _complain(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what foreign files hold must not move its cursor or rewrite its lines.
+
+    Control, format and other characters that cannot be seen stand as Python's escapes.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def require(extra: str, *modules: str) -> None:
@@ -129,6 +137,13 @@ def _integers(option: str, text: str, separator: str, count: int, form: str) -> 
 def print_json(value: Any) -> None:
     """A result for programs, on stdout."""
     print(json.dumps(value, indent=2))
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """Names and values on stdout, a line each."""
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {printable(value)}")
 
 
 class Bar(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stg_cli.common import AsJson, Debug, print_json
+from stg_cli.common import AsJson, Debug, print_json, printable
 
 if TYPE_CHECKING:
     from stg_runtime.video import Clip
@@ -76,4 +76,4 @@ def print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+        print(printable("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()))

@@ -17,6 +17,7 @@ from stg_cli.common import (
     Threads,
     parse_size,
     print_json,
+    print_rows,
     run_app,
 )
 from stg_cli.compare import compare
@@ -261,7 +262,7 @@ def info(
         "clips": ", ".join(clip[:12] for clip in metadata.clips),
         "versions": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
-    _table(rows)
+    print_rows(rows)
 
 
 def _smallest(metadata: Any) -> str:
@@ -277,7 +278,7 @@ def _verify(model: Path, as_json: bool) -> None:
     if as_json:
         print_json({"model": str(model), "checks": [check.as_dict() for check in found]})
     else:
-        _table({check.name: f"{check.result:<8}{check.detail}" for check in found})
+        print_rows({check.name: f"{check.result:<8}{check.detail}" for check in found})
     if any(check.passed is False for check in found):
         raise typer.Exit(1)
 
@@ -312,9 +313,9 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     if as_json:
         print_json(asdict(found))
     else:
-        _table(found.machine)
+        print_rows(found.machine)
         print()
-        _table(
+        print_rows(
             {
                 name: f"{value or 'not installed':<16} {PACKAGES[name]}"
                 for name, value in found.packages.items()
@@ -322,7 +323,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
         )
         print()
         written = [suffix for suffix, there in found.encoders.items() if there]
-        _table(
+        print_rows(
             {
                 "synthesize on": ", ".join(found.devices) or "nothing yet",
                 "providers": ", ".join(found.providers) or "none",
@@ -337,12 +338,6 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
 app.command()(bench.bench)
 app.command()(bench.engine)
-
-
-def _table(rows: dict[str, str]) -> None:
-    width = max(len(name) for name in rows)
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from stg_export.lowering import LOWERINGS
 from stg_export.parity import check_parity
 from stg_export.units import weigh_units
 from stg_runtime.artifact import (
+    DIGEST_KEY,
     ENERGY,
     ENERGY_GRAD,
     METADATA_KEY,
@@ -28,6 +29,7 @@ from stg_runtime.artifact import (
     Metadata,
     Parity,
     Precision,
+    digest,
 )
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_path, check_output
@@ -121,8 +123,7 @@ def export_energy_grad(
         weigh_units(model)
         onnx.checker.check_model(model)
     if coarser is not None:
-        entry = model.metadata_props.add()
-        entry.key, entry.value = COARSER_KEY, pack_coarser(coarser)
+        _add_property(model, COARSER_KEY, pack_coarser(coarser))
     if model.ByteSize() > _LARGEST_FILE:
         raise InputError(
             f"{path}: the graph takes {model.ByteSize() / 2**30:.1f} GiB and an ONNX file at most "
@@ -139,11 +140,17 @@ def export_energy_grad(
             name=str(path),
         )
         if metadata is not None:
-            entry = model.metadata_props.add()
-            digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
-            entry.key, entry.value = METADATA_KEY, metadata(found, used, digest).to_json()
+            graph = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+            _add_property(model, METADATA_KEY, metadata(found, used, graph).to_json())
+            stored = {entry.key: entry.value for entry in model.metadata_props}
+            _add_property(model, DIGEST_KEY, digest(stored))
             onnx.save(model, temporary)
     return found
+
+
+def _add_property(model: onnx.ModelProto, key: str, value: str) -> None:
+    entry = model.metadata_props.add()
+    entry.key, entry.value = key, value
 
 
 def to_onnx(

@@ -4,16 +4,18 @@ An exported model is one ONNX file. Input ``video`` (N, C, T, H, W) float32 in m
 ``energy`` (N,) float32 and ``energy_grad`` float32 of the shape of ``video``, of the whole energy,
 the Gaussian reference included. Where an axis is free, ``unit_weights`` (1, 1, T', H', W') float32
 weighs the responses of the top units in the energy; it is 1 where nothing is given, so that it may
-be left alone. One JSON value under `METADATA_KEY` in ``metadata_props`` says the
-rest.
+be left alone. One JSON value under `METADATA_KEY` in ``metadata_props`` says the rest, and
+`DIGEST_KEY` holds a hash of all properties.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -31,6 +33,7 @@ ENERGY = "energy"
 ENERGY_GRAD = "energy_grad"
 UNIT_WEIGHTS = "unit_weights"
 METADATA_KEY = "stg"
+DIGEST_KEY = "stg.sha256"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes
 LARGEST_FILTER = 129  # taps of an equalizer along an axis
@@ -40,11 +43,13 @@ MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 Axis = Literal["N", "T", "H", "W"]
 Precision = Literal["fp32", "fp16"]
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Count = Annotated[int, Field(ge=1)]
+# Whatever is computed from numbers of a file (squares, products, a float32) stays finite.
+_Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
+_NonNegative = Annotated[float, Field(ge=0, le=1e12)]
+_Level = Annotated[float, Field(ge=0, le=255)]
+_Count = Annotated[int, Field(ge=1, le=1 << 31)]
 _Tap = Annotated[float, Field(ge=-1e3, le=1e3)]
-_Natural = Annotated[int, Field(ge=0)]
+_Natural = Annotated[int, Field(ge=0, le=1 << 24)]
 _Extent = Annotated[int, Field(ge=1, le=1 << 24)]
 _Triple = tuple[_Count, _Count, _Count]
 
@@ -173,18 +178,18 @@ class Metadata(_Strict):
     reference_std: _Positive
     step_size: _Positive
     noise_scale: _NonNegative
-    n_steps: _Count
+    n_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     init_std: _NonNegative
     first_noise: Literal["white", "time", "space-time"] = "white"
     spot: str | None = None
     spot_shape: tuple[_Count, _Count, _Count, _Count] | None = None
     equalizer: EqualizerTaps | None = None
-    pixel_mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
+    pixel_mean: Annotated[tuple[_Level, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
     mean_per_frame: bool = False
     pixel_scale: _Positive
     size: Size
-    margin_frames: Annotated[int, Field(ge=0)]
+    margin_frames: _Natural
     fps: Annotated[float, Field(ge=1e-3, le=1e6)]
     free_axes: tuple[Axis, ...]
     graph_size: Size
@@ -317,6 +322,12 @@ def _inflate(text: str, size: int, name: str) -> bytes:
     return data
 
 
+def digest(properties: Mapping[str, str]) -> str:
+    """SHA-256 of a file's ``metadata_props``, `DIGEST_KEY` left out, with the coarser scales."""
+    rest = sorted(item for item in properties.items() if item[0] != DIGEST_KEY)
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+
+
 def parse_metadata(text: str, source: str) -> Metadata:
     """Read and check the metadata of an exported model.
 
@@ -351,5 +362,7 @@ def first_error(error: ValidationError) -> str:
     """One line for the first fault pydantic found: where, what it should be, what it is."""
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in fault["loc"]) or "value"
-    got = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
+    got = "" if isinstance(fault["input"], dict) else f" (got {shown})"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}"

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from stg_runtime.artifact import Metadata
+from stg_runtime.artifact import DIGEST_KEY, Metadata, digest
 from stg_runtime.backends.onnxruntime_cpu import (
     OnnxRuntimeCpu,
     coarser_file,
@@ -88,7 +88,8 @@ def _verify(path: Path) -> list[Check]:
             f"{summary.nodes} operators of {len(summary.operators)} kinds, all known, "
             f"{summary.weights / 1e6:.2f} MB of weights, nothing outside the file",
         ),
-        _hash(hashlib.sha256(summary.graph).hexdigest(), metadata),
+        _graph(hashlib.sha256(summary.graph).hexdigest(), metadata),
+        _metadata(digest(summary.metadata), summary.metadata.get(DIGEST_KEY)),
         Check(
             "opset",
             summary.opset == metadata.opset,
@@ -102,12 +103,20 @@ def _verify(path: Path) -> list[Check]:
     return [*checks, _versions(metadata)]
 
 
-def _hash(found: str, metadata: Metadata) -> Check:
+def _graph(found: str, metadata: Metadata) -> Check:
     if metadata.graph_sha256 is None:
         return Check("graph", None, f"SHA-256 {found[:16]}..., none stored (an older export)")
     same = found == metadata.graph_sha256
     what = "as it was compared" if same else f"not the one compared, {metadata.graph_sha256[:16]}"
     return Check("graph", same, f"SHA-256 {found[:16]}..., {what} with float64 autograd at export")
+
+
+def _metadata(found: str, stored: str | None) -> Check:
+    """Of all that the file holds beside the graph; against damage, for whoever forges can hash."""
+    if stored is None:
+        return Check("metadata", None, f"SHA-256 {found[:16]}..., none stored (an older export)")
+    what = "as it was exported" if found == stored else f"not what was exported, {stored[:16]}"
+    return Check("metadata", found == stored, f"SHA-256 {found[:16]}..., {what}")
 
 
 def _parity(metadata: Metadata) -> Check:

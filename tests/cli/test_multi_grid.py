@@ -13,7 +13,7 @@ from support import run, tiny_recipe
 
 from stg_export import export_run
 from stg_export.onnx import export_energy_grad
-from stg_runtime.artifact import METADATA_KEY
+from stg_runtime.artifact import DIGEST_KEY, METADATA_KEY
 from stg_runtime.backends import open_backend
 from stg_runtime.backends.onnxruntime_cpu import read_scales
 from stg_runtime.errors import DivergenceError, InputError
@@ -103,7 +103,7 @@ def test_info_says_the_scales_and_their_parity(grid: Path) -> None:
     props = {p.key: p.value for p in onnx.load(grid / "model.onnx").metadata_props}
     inner = onnx.load_from_string(base64.b64decode(props[COARSER_KEY]))
     onnx.checker.check_model(inner)
-    assert {p.key for p in inner.metadata_props} == {METADATA_KEY, COARSER_KEY}
+    assert {p.key for p in inner.metadata_props} == {METADATA_KEY, COARSER_KEY, DIGEST_KEY}
 
 
 def test_a_wrong_coarser_graph_is_not_exported(
@@ -235,6 +235,7 @@ def test_verify_looks_at_every_scale(grid: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(altered((grid / "model.onnx").read_bytes(), 2))
     failed = [check.name for check in verify(path) if check.passed is False]
-    assert failed == ["scale 3, graph"]
+    # Each scale's properties hold the coarser file.
+    assert failed == ["metadata", "scale 2, metadata", "scale 3, graph"]
     result = run("stg-run", "info", path, "--verify")
     assert result.returncode == 1 and "scale 3, graph" in result.stdout

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support import run, tiny_metadata
+from support import refused, run, tiny_metadata
 
+from stg_runtime.artifact import DIGEST_KEY, METADATA_KEY
 from stg_runtime.verify import Check, verify
 
 
@@ -48,7 +49,7 @@ def test_a_whole_file_passes(model: Path) -> None:
     found = by_name(verify(model))
     assert all(check.passed is not False for check in found.values()), found
     assert {name for name, check in found.items() if check.passed} == {
-        "contents", "graph", "opset", "parity", "evaluation", "gradient",
+        "contents", "graph", "metadata", "opset", "parity", "evaluation", "gradient",
     }  # fmt: skip
     result = run("stg-run", "info", model, "--verify")
     assert result.returncode == 0, result.stderr
@@ -69,6 +70,40 @@ def test_an_altered_weight_is_found(model: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     checks = {check["name"]: check["passed"] for check in json.loads(result.stdout)["checks"]}
     assert checks["graph"] is False and checks["contents"] is True
+
+
+def test_an_altered_number_of_the_metadata_is_found(model: Path, tmp_path: Path) -> None:
+    changed = onnx.load(model)
+    (entry,) = [item for item in changed.metadata_props if item.key == METADATA_KEY]
+    assert '"pixel_scale":20.0' in entry.value
+    entry.value = entry.value.replace('"pixel_scale":20.0', '"pixel_scale":21.0')
+    onnx.save(changed, tmp_path / "m.onnx")
+    failed = [check.name for check in verify(tmp_path / "m.onnx") if check.passed is False]
+    assert failed == ["metadata"]
+    (entry,) = [item for item in changed.metadata_props if item.key == DIGEST_KEY]
+    changed.metadata_props.remove(entry)  # as an older export
+    onnx.save(changed, tmp_path / "m.onnx")
+    assert by_name(verify(tmp_path / "m.onnx"))["metadata"].passed is None
+
+
+def test_a_files_words_do_not_move_the_cursor(model: Path, tmp_path: Path) -> None:
+    """Control codes in what a stranger's file says of itself are shown, not obeyed."""
+    changed = onnx.load(model)
+    (entry,) = [item for item in changed.metadata_props if item.key == METADATA_KEY]
+    value = json.loads(entry.value)
+    value["recipe"], value["versions"] = "\x1b[2Jst", {"torch\x1b[1A": "\x9b3J2\u202e.0"}
+    entry.value = json.dumps(value)
+    onnx.save(changed, tmp_path / "m.onnx")
+    for options in ([], ["--verify"]):
+        told = run("stg-run", "info", tmp_path / "m.onnx", *options).stdout
+        assert "\\x1b[1A" in told
+        assert all(line.isprintable() for line in told.splitlines()), told
+    value["free_axes"] = ["\x1b]0;owned\x07"]
+    entry.value = json.dumps(value)
+    onnx.save(changed, tmp_path / "m.onnx")
+    result = run("stg-run", "info", tmp_path / "m.onnx")
+    refused(result, "free_axes")
+    assert result.stderr.strip().isprintable(), result.stderr
 
 
 def test_a_gradient_of_another_energy_is_found(model: Path, tmp_path: Path) -> None:

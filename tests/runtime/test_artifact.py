@@ -162,6 +162,26 @@ def test_a_field_out_of_range_is_refused(field: str, wrong: object) -> None:
     assert field in refused(json.dumps(value | {field: wrong}))
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("n_steps", 10**400),
+        ("margin_frames", 10**400),
+        ("margin_size", 1 << 30),
+        ("reference_std", 1e200),
+        ("step_size", 1e-300),
+        ("pixel_scale", 1e308),
+        ("init_std", 1e30),
+        ("pixel_mean", [100.0, 110.0, 1e9]),
+        ("pixel_mean", [100.0, -1.0, 120.0]),
+        ("pixel_mean", [float("nan"), 110.0, 120.0]),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_from_are_refused(field: str, wrong: object) -> None:
+    value = json.loads(make().to_json())
+    assert f"damaged stg metadata: {field}" in refused(json.dumps(value | {field: wrong}))
+
+
 def test_an_unstable_step_is_refused() -> None:
     make(reference_std=0.5, step_size=0.999)
     value = json.loads(make().to_json())
