@@ -13,7 +13,7 @@ UPDATES ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: help demo test check docs setup setup-dev clean
+.PHONY: help demo test check audit docs setup setup-dev clean
 help:
 	@echo "make demo [CLIP=video] [OUT=folder] [RECIPE=name] [UPDATES=n]   clip -> model -> new video"
 	@echo "make test                                          set up, check and test everything"
@@ -58,6 +58,10 @@ check: setup-dev
 # for they share models that take a while to make. JOBS=0 runs one after the other.
 test: check
 	$(BIN)/pytest --numprocesses "$(JOBS)" --dist loadfile --no-loadscope-reorder
+
+# Known vulnerabilities of the pinned packages; says so where it cannot ask.
+audit: setup-dev
+	$(BIN)/python bench/audit.py
 
 docs: setup-dev
 	$(BIN)/python -m stg_cli.reference docs/cli.md
