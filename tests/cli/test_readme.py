@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+VARIANTS = ("fire-again", "many", "windows", "repair")
+"""Runs that are like the first one but for an option; made small, for the time that they take."""
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
@@ -60,6 +64,8 @@ def test_every_command(workplace: Path) -> None:
             continue  # make: below and in CI; pip: test_wheel.py installs the extras
         if program == "stg-train" and "--resume" not in command:
             command += " --updates 2"  # that it starts, learns and ends is what is tested here
+            if any(f"runs/{name} " in command for name in VARIANTS):
+                command += " --size 32x32"
         result = shell(command, workplace)
         assert result.returncode == 0, (command, result.stderr)
         seen.append(program)
