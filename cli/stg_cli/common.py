@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import logging
 import os
 import signal
 import sys
@@ -37,7 +39,12 @@ def run_app(app: typer.Typer) -> Never:
     """
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _terminated)
+    told = logging.StreamHandler()
+    told.setFormatter(_Plain())
+    logging.basicConfig(handlers=[told], level=logging.WARNING)
     try:
+        for argument in sys.argv[1:]:
+            _check_text(argument)
         code = app(standalone_mode=False)
     except Exit as leave:
         code = leave.exit_code
@@ -62,7 +69,7 @@ def run_app(app: typer.Typer) -> Never:
             code = error.exit_code
         elif isinstance(error, OSError):
             _complain(str(error))
-            code = 1
+            code = 2 if error.errno == errno.ENAMETOOLONG else 1
         elif isinstance(error, MemoryError):
             _complain(f"out of memory ({error}); make the video smaller")
             code = 1
@@ -70,6 +77,20 @@ def run_app(app: typer.Typer) -> Never:
             _complain(f"{type(error).__name__}: {error} (a fault of stg; --debug shows where)")
             code = 1
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+class _Plain(logging.Formatter):
+    """Warnings as they are, in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(" ".join(super().format(record).split()))
+
+
+def _check_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # a run's recipe, a page and a terminal could not hold it
+        raise InputError(f"{argument}: is not UTF-8; rename the file") from None
 
 
 def _terminated(number: int, _frame: object) -> Never:

@@ -129,7 +129,7 @@ def export_energy_grad(
             f"{path}: the graph takes {model.ByteSize() / 2**30:.1f} GiB and an ONNX file at most "
             "2; use a smaller network or precision fp16"
         )
-    with atomic_path(final) as temporary:
+    with atomic_path(final, replace=overwrite) as temporary:
         onnx.save(model, temporary)
         found = check_parity(
             temporary,

@@ -14,6 +14,7 @@ from torch import nn
 
 from stg_export.gradient import energy_and_grad, frozen
 from stg_runtime.artifact import ENERGY, ENERGY_GRAD, VIDEO, Parity, Precision
+from stg_runtime.backends.onnxruntime_cpu import require_onnxruntime
 from stg_runtime.errors import InputError, StgError
 
 TOLERANCE: Final[dict[Precision, tuple[float, float, float]]] = {
@@ -175,8 +176,7 @@ def _ratio(error: float, size: float) -> float:
 
 
 def _session(path: Path, name: str) -> Any:
-    import onnxruntime
-
+    onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -22,6 +22,7 @@ from stg_runtime.artifact import (
     pack_mean_image,
     pack_spot,
 )
+from stg_runtime.backends.onnxruntime_cpu import require_onnxruntime
 from stg_runtime.errors import InputError
 from stg_runtime.grids import FACTOR, check_scales
 from stg_train.checkpoint import Checkpoint
@@ -254,6 +255,5 @@ def conv_layers(descriptor: Descriptor) -> tuple[ConvLayer, ...]:
 def _versions() -> dict[str, str]:
     """Versions of the tools that translated and checked the file."""
     found = {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")}
-    import onnxruntime  # from one of two distributions
-
+    onnxruntime = require_onnxruntime()  # from one of two distributions
     return found | {"onnxruntime": str(onnxruntime.__version__)}

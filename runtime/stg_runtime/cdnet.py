@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.errors import InputError
+from stg_runtime.files import check_regular
 
 Mask = NDArray[np.bool_]
 
@@ -54,6 +55,7 @@ def labelled_frames(folder: Path) -> range:
     path = folder / "temporalROI.txt"
     if not path.exists():
         return range(total)
+    check_regular(path)
     text = path.read_text(encoding="utf-8", errors="replace").split()
     try:
         first, last = (int(part) for part in text)
@@ -181,6 +183,7 @@ def _levels(path: Path) -> NDArray[np.uint8]:
     """Grey levels of an image, (H, W)."""
     from PIL import Image, UnidentifiedImageError
 
+    check_regular(path)
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L"))

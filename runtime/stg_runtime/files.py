@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.errors import InputError, StgError
+from stg_runtime.interrupts import signals_wait
 
 FRAME_NAME: Final = re.compile(r"\d{5,}\.png")
 """What the frames of an image folder are called; a folder of nothing else may be replaced."""
@@ -65,6 +66,18 @@ def check_output(
     return path
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is there and no file, before it is opened.
+
+    A pipe would be waited for, and a device read for ever.
+
+    Raises:
+        InputError: a folder, a pipe or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a folder, a pipe or a device; expected a file")
+
+
 def _check_replaceable(shown: Path, path: Path, overwrite: bool, *, folder: bool) -> None:
     try:
         mode = path.stat().st_mode
@@ -92,7 +105,7 @@ def _check_replaceable(shown: Path, path: Path, overwrite: bool, *, folder: bool
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Write a file or a folder so that `path` holds all of it or is left as it was.
 
     The caller creates the file or folder at the yielded path, which lies in the same folder, is
@@ -101,25 +114,68 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the final name. Symbolic links are followed. Check it with `check_output` first.
+        replace: what is there by then, too; otherwise only an empty folder.
 
     Yields:
         The temporary path; nothing exists there yet.
 
     Raises:
+        InputError: something is there, and `replace` is not set: another program was faster.
         StgError: the finished output could not be moved into place.
     """
     final = Path(os.path.realpath(path))
-    temporary = final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{final.suffix}")
+    temporary = _hidden(final)
     try:
         yield temporary
         assert temporary.exists(), "nothing was written to the temporary path"
         try:
             _flush(temporary)
-            _move(temporary, final)
+            _move(temporary, final, replace)
+        except FileExistsError:
+            raise InputError(
+                f"{path}: exists by now, another program wrote it meanwhile; pass --overwrite to "
+                "replace it"
+            ) from None
         except OSError as error:
             raise write_failed(path, error) from error
     finally:  # a successful rename leaves nothing to remove
         _remove(temporary)
+
+
+@contextmanager
+def atomic_files(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Write several files of a folder so that all of them are there or none has changed.
+
+    The caller writes to the yielded hidden paths, to those that there are to be; old files of the
+    others go. When the block ends they are flushed to the disk and renamed with Ctrl-C and SIGTERM
+    held back, the last one last; its old file goes first. So a program that is killed at that very
+    moment leaves no last file, and never old files with new ones that count.
+
+    Args:
+        folder: that they are in.
+        names: of the files; the last is the one without which the others do not count.
+
+    Raises:
+        OSError: a file could not be flushed or moved.
+    """
+    hidden = {name: _hidden(folder / name) for name in names}
+    try:
+        yield hidden
+        made = [name for name in names if hidden[name].exists()]
+        for name in made:
+            _flush(hidden[name])
+        with signals_wait():
+            for name in (names[-1], *(name for name in names if name not in made)):
+                (folder / name).unlink(missing_ok=True)
+            for name in made:
+                _move(hidden[name], folder / name)
+    finally:
+        for path in hidden.values():
+            _remove(path)
+
+
+def _hidden(final: Path) -> Path:
+    return final.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{final.suffix}")
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -178,17 +234,40 @@ def _flush(path: Path) -> None:
         _fsync(item)
 
 
-def _move(temporary: Path, final: Path) -> None:
-    """Rename, also over a folder that is not empty."""
+def _move(temporary: Path, final: Path, replace: bool = True) -> None:
+    """Rename, also over a folder that is not empty.
+
+    Raises:
+        FileExistsError: something is there that may not be replaced.
+    """
     try:
-        temporary.replace(final)
+        if replace or temporary.is_dir():  # over an empty folder only
+            temporary.replace(final)
+        else:
+            _move_new(temporary, final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        if not replace:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
         if not _exchange(temporary, final):
             _replace_folder(temporary, final)
     with suppress(OSError):  # not every file system lets a folder be flushed
         _fsync(final.parent)
+
+
+def _move_new(temporary: Path, final: Path) -> None:
+    """Rename a file where nothing is yet; of two programs that do so, one fails."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+        temporary.replace(final)
+    else:
+        temporary.unlink()
 
 
 def _exchange(temporary: Path, final: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a library loads."""
+"""Ctrl-C and SIGTERM while they must not come between."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is left, around the import of a C++ library.
+    """Hold Ctrl-C and SIGTERM back until the block is left.
 
-    Their handlers raise, and an exception that reaches C++ code which does not expect one, as
-    PyTorch's start does not, aborts the process: no clean-up, no exit code of ours.
+    Around the import of a C++ library: their handlers raise, and an exception that reaches C++ code
+    which does not expect one, as PyTorch's start does not, aborts the process: no clean-up, no exit
+    code of ours. And around what must happen whole, as renames that belong together.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers run in the main thread

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stg_runtime import cdnet
 from stg_runtime.errors import InputError
+from stg_runtime.files import check_regular
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -226,6 +227,7 @@ def _images(path: Path, names: Sequence[Path]) -> Iterator[Image]:
     from PIL import Image, ImageOps
 
     for name in names:
+        check_regular(name)
         try:
             with Image.open(name) as image:
                 _check_frame(path, image.size)
@@ -246,6 +248,7 @@ def load_array(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: not a readable .npy.
     """
+    check_regular(path)
     # NumPy reads the header as Python text, so a damaged one can fail in any of these ways.
     faults = (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError, TokenError)
     try:

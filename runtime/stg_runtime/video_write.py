@@ -103,7 +103,7 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
 
     suffix = path.suffix.lower()
     check_frames(path, len(frames))
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace=overwrite) as temporary:
         try:
             if suffix in _CODECS:
                 with Encoder(temporary, suffix, fps) as encoder:
@@ -191,8 +191,16 @@ class Encoder:
             # the same.
             picture.pts, picture.time_base = self._number, 1 / self._rate
             self._number += 1
+            self._mux(picture)
+
+    def _mux(self, picture: Any) -> None:
+        """Encode a frame, or with None the rest, and write what comes of it."""
+        try:
             for packet in self._stream.encode(picture):
                 self._container.mux(packet)
+        except Exception:
+            self._stream = None  # FFmpeg's .mp4 crashes when more comes after a failed write
+            raise
 
     def _open(self, height: int, width: int) -> None:
         self._stream = self._container.add_stream(
@@ -208,8 +216,7 @@ class Encoder:
         """Write what the encoder still holds and the end of the file."""
         try:
             if self._stream is not None:
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
+                self._mux(None)
         finally:
             self._stream = None
             self._container.close()

@@ -273,11 +273,77 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "a.toml"))
 
 
+def test_onnxruntime_gathers_no_usage_data(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its wheels write a device id and events under ~/.cache, and send them, unless told not to."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for command in (
+        ("stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / "a.npy"),
+        ("stg-run", "doctor"),
+        ("stg-export", trained / "run", "-o", tmp_path / "m.onnx"),
+    ):
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+    assert {item.name for item in tmp_path.rglob("*") if item.is_file()} == {"a.npy", "m.onnx"}
+
+
+def test_a_full_disk_ends_a_stream_with_a_line(trained: Path, tmpfs: Path) -> None:
+    """FFmpeg's .mp4 crashed when the rest was written after a failure."""
+    for suffix in (".mp4", ".mkv"):
+        ballast = fill(tmpfs, 0)
+        out = tmpfs / f"a{suffix}"
+        result = run(
+            "stg-run", "synthesize", trained / "model.onnx", "--endless", "--frames", 40, "-o", out
+        )
+        failed(result, "No space left on device")
+        ballast.unlink()
+        out.unlink(missing_ok=True)
+
+
+def test_pipes_and_devices_in_folders_are_not_waited_for(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    os.mkfifo(frames / "0.png")
+    refused(run("stg-run", "compare", frames, frames), "0.png: is a folder, a pipe or a device")
+    os.mkfifo(tmp_path / "f.toml")
+    (tmp_path / "z.toml").symlink_to("/dev/zero")
+    clip = ("stg-train", tmp_path / "clip.npy", "-o", tmp_path / "run")
+    for name in ("f.toml", "z.toml"):
+        refused(run(*clip, "--recipe", tmp_path / name), "is a folder, a pipe or a device")
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_any_work(tmp_path: Path) -> None:
+    name = os.fsdecode(b"x\xff.npy")
+    refused(run("stg-train", name, "-o", tmp_path / "run"), "is not UTF-8")
+    refused(run("stg-run", "sheet", "y" * 300 + ".npy", "-o", tmp_path / "a.png"), "too long")
+    (tmp_path / "r.toml").write_text('name = "evil\\u001b[2J"\n')
+    result = run("stg-train", "a.npy", "-o", tmp_path / "run", "--recipe", tmp_path / "r.toml")
+    assert result.returncode == 2 and result.stderr.strip().isprintable(), result.stderr
+
+
+def test_ctrl_c_is_understood_from_the_start() -> None:
+    """Before `run_app` is there, while the command's modules are imported."""
+    code = (
+        "import importlib, signal\n"
+        "importlib.import_module = lambda name: signal.raise_signal(signal.SIGINT)\n"
+        "import stg_cli.start\n"
+        "stg_cli.start.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 def test_crash_and_fuzz_in_short(tmp_path: Path) -> None:
     """The long forms of `bench/`, for seconds: nothing lost, nothing half written, no fault."""
     crash = [sys.executable, str(ROOT / "bench" / "crash.py"), "--kills", "8", "--seed", "5"]
     done = subprocess.run(
-        [*crash, "--kinds", "training", "synthesis"], capture_output=True, text=True, timeout=300
+        [*crash, "--kinds", "training", "synthesis", "replacement"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

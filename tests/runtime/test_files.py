@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 from stg_runtime.errors import InputError, StgError
 from stg_runtime.files import (
+    atomic_files,
     atomic_path,
     atomic_save_array,
     atomic_write_bytes,
@@ -88,6 +90,67 @@ def test_a_folder_is_replaced_in_one_step_where_the_system_can(
         assert renamed == [["old.png"], ["old.png"], [], []]  # the last one puts the old one back
         assert listing(tmp_path / "frames") == ["old.png"]
     assert listing(tmp_path) == ["frames"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_programs_that_write_one_new_file_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    for name in ("a.npy", "frames"):
+        with (
+            pytest.raises(InputError, match=f"{name}: exists by now, another program"),
+            atomic_path(tmp_path / name, replace=False) as temporary,
+        ):
+            if name == "frames":
+                temporary.mkdir()
+                (tmp_path / name).mkdir()
+                (tmp_path / name / "00000.png").write_text("theirs")
+            else:
+                temporary.write_text("ours")
+                (tmp_path / name).write_text("theirs")
+    assert listing(tmp_path) == ["a.npy", "frames"]
+    assert (tmp_path / "a.npy").read_text() == "theirs"
+    with atomic_path(tmp_path / "b.npy", replace=False) as temporary:
+        temporary.write_text("ours")
+    assert listing(tmp_path) == ["a.npy", "b.npy", "frames"]
+    assert (tmp_path / "b.npy").stat().st_nlink == 1
+
+
+def test_files_that_belong_together_change_together(tmp_path: Path) -> None:
+    for name in ("clips", "mask", "state"):
+        (tmp_path / name).write_text("old")
+    names = ("mask", "clips", "state")
+    with pytest.raises(ZeroDivisionError), atomic_files(tmp_path, names) as hidden:
+        hidden["clips"].write_text("new")
+        raise ZeroDivisionError
+    assert {item.read_text() for item in tmp_path.iterdir()} == {"old"}
+    with atomic_files(tmp_path, names) as hidden:
+        for name in ("clips", "state"):
+            hidden[name].write_text("new")
+        assert {(tmp_path / name).read_text() for name in names} == {"old"}
+    assert listing(tmp_path) == ["clips", "state"]
+    assert {item.read_text() for item in tmp_path.iterdir()} == {"new"}
+
+
+def test_a_signal_waits_until_files_that_belong_together_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def interrupted(source: Path, target: Path) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_files(tmp_path, ("a", "b")) as hidden:
+        for path in hidden.values():
+            path.write_text("new")
+    assert listing(tmp_path) == ["a", "b"]
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run's folder: resumed equals undisturbed, bit for bit, whatever stopped it."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -188,6 +189,51 @@ def test_an_overwritten_run_stays_until_the_new_one_is_there(clip: Path, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()} == before
     assert Run.resume(folder).learner.update_count == 2
+
+
+@pytest.mark.parametrize("what", ["report.html", "chains/update-000001.png", "chains"])
+def test_a_run_that_cannot_be_removed_is_not_replaced(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder = tmp_path / "run"
+    Run.start(folder, tiny).close()
+    (folder / "chains").mkdir()
+    (folder / "chains" / "update-000002.png").touch()
+    if what == "chains":  # of another user, and not writable
+        monkeypatch.setattr("os.access", lambda path, _mode: path.name != what)
+    else:
+        (folder / what).mkdir()
+    before = {item: item.is_file() and item.read_bytes() for item in folder.rglob("*")}
+    with pytest.raises(InputError, match=r"is a folder, of no run|cannot be replaced, its folder"):
+        Run.start(folder, tiny, overwrite=True)
+    assert {item: item.is_file() and item.read_bytes() for item in folder.rglob("*")} == before
+
+
+def test_an_overwritten_run_leaves_nothing_behind(clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    recipe = tiny_recipe(clip, **{"data.mask": "region:4"})
+    Run.start(folder, recipe).close()
+    for name in (METRICS, "report.html", "chains.mp4", "recovered.npy"):
+        (folder / name).touch()
+    assert (folder / "mask.npy").exists() and (folder / "truth.npy").exists()
+    Run.start(folder, tiny_recipe(clip), overwrite=True).close()
+    assert {item.name for item in folder.iterdir()} == {OBSERVED, RECIPE, CHECKPOINT}
+
+
+@pytest.mark.parametrize("kind", ["empty", "header", "scalar", "pipe"])
+def test_damaged_clips_are_refused(tiny: Recipe, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "run"
+    Run.start(folder, tiny).close()
+    data = (folder / OBSERVED).read_bytes()
+    (folder / OBSERVED).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / OBSERVED)
+    elif kind == "scalar":
+        np.save(folder / OBSERVED, np.uint8(3))
+    else:
+        (folder / OBSERVED).write_bytes(b"" if kind == "empty" else data[:10] + b"('\n" + data[13:])
+    with pytest.raises(InputError, match=OBSERVED):
+        Run.resume(folder)
 
 
 def test_resume_refuses_what_does_not_belong_together(tiny: Recipe, tmp_path: Path) -> None:

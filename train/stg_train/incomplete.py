@@ -33,7 +33,7 @@ from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.files import atomic_save_array, atomic_write_text
 from stg_runtime.fill import Filled, best_shares, fill, mean_image
 from stg_runtime.mask import read_masked_clip
-from stg_runtime.video import count_clips, tile, to_model, to_pixels
+from stg_runtime.video import count_clips, load_array, tile, to_model, to_pixels
 from stg_runtime.video_write import write_video
 from stg_train.chains import Draw, walk
 from stg_train.observed import Observed, check_sizes
@@ -143,10 +143,7 @@ def read_run_mask(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     Raises:
         InputError: missing, or not of the run's clips.
     """
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read the run's mask ({error})") from None
+    mask = load_array(path)
     fits = mask.dtype == bool and mask.shape == pixels.shape[:-1]
     if not fits or pixels[~mask].any():
         raise InputError(f"{path}: not the mask that the run was started with")

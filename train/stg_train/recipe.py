@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,7 +24,7 @@ from pydantic import (
 
 from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
-from stg_runtime.files import atomic_write_text
+from stg_runtime.files import atomic_write_text, check_regular
 from stg_runtime.grids import FACTOR, check_scales, coarser_seed
 from stg_train.descriptor import ConvSpec
 
@@ -53,6 +54,13 @@ class _Section(BaseModel):
         if cls.model_fields[info.field_name].annotation is not bool and _holds_truth(value):
             raise ValueError("expected a number or text, not true or false")
         return value
+
+
+def _printable(text: str) -> str:
+    """A name is shown on terminals and in pages, and stored as UTF-8."""
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be shown")
+    return text
 
 
 def _holds_truth(value: object) -> bool:
@@ -337,7 +345,7 @@ class Recipe(_Section):
         threads: processor threads; None for all this process may use.
     """
 
-    name: str
+    name: Annotated[str, Field(max_length=100), AfterValidator(_printable)]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
@@ -481,6 +489,7 @@ def load_recipe(
     """
     if name.lower().endswith(".toml"):
         source = name
+        check_regular(Path(name))
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -28,7 +28,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,20 @@ from stg_runtime.contact_sheet import contact_sheet, save_image
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.files import (
     TEMPORARY_PREFIX,
-    atomic_path,
+    atomic_files,
     atomic_save_array,
     atomic_write_text,
     remove_leftovers,
     write_failed,
 )
+from stg_runtime.interrupts import signals_wait
 from stg_runtime.lock import LOCK, FolderLock
 from stg_runtime.measures import Comparison, compare
 from stg_runtime.memory import give_back
 from stg_runtime.record import MEASURES, PATH, REPORT, SYNTHESIZED, Record
 from stg_runtime.report import read_run, write_report
 from stg_runtime.threads import usable_threads
-from stg_runtime.video import count_clips, tile, to_pixels
+from stg_runtime.video import count_clips, load_array, tile, to_pixels
 from stg_runtime.video_write import write_video
 from stg_train.checkpoint import (
     Checkpoint,
@@ -95,6 +96,9 @@ RECIPE = "recipe.toml"
 
 FINISHED = (MEASURES, SYNTHESIZED, PATH, REPORT)
 """What `Run.finish` writes: of the parameters at the end, so learning on removes it."""
+
+_START = (RECIPE, MASK, TRUTH, OBSERVED, CHECKPOINT)
+"""What a run begins with, where it has a mask, a truth; without the checkpoint it is none."""
 
 SAMPLES = 2  # videos made at the end
 
@@ -193,14 +197,10 @@ class Run:
             lock = FolderLock(folder, f"-o {folder}")
             refuse_folder(folder, overwrite)  # now that nobody else can make it one
             remove_leftovers(folder)
-            with ExitStack() as stack:
-
-                def hidden(name: str) -> Path:
-                    return stack.enter_context(atomic_path(folder / name))
-
-                checkpoint = hidden(CHECKPOINT)  # first in, so the last to get its name
+            # Only when all of the new run is on the disk does it take the old one's place.
+            with atomic_files(folder, _START) as hidden:
                 truth = None
-                with hidden(OBSERVED).open("w+b") as file:
+                with hidden[OBSERVED].open("w+b") as file:
                     if recipe.data.mask is None:
                         observed = read_observed(recipe.data, recipe.pixels, file)
                     else:
@@ -211,12 +211,15 @@ class Run:
                 give_back()
                 for name, array in ((MASK, observed.observed_mask), (TRUTH, truth)):
                     if array is not None:
-                        np.save(hidden(name), array)
-                hidden(RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+                        np.save(hidden[name], array)
+                hidden[RECIPE].write_text(recipe.to_toml(), encoding="utf-8")
                 chains = [scale.first_chains() for scale in learner.scales()]
-                checkpoint.write_bytes(checkpoint_bytes(learner, chains, versions()))
-                # Only now that all of the new run is on the disk is there an old one to lose.
-                _clear(folder)
+                state = checkpoint_bytes(learner, chains, versions())
+                hidden[CHECKPOINT].write_bytes(state)
+            with signals_wait():
+                for item in _outdated(folder):
+                    item.unlink()
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         except BaseException as error:
             if lock is not None:
                 lock.release()
@@ -476,6 +479,8 @@ def refuse_folder(folder: Path, overwrite: bool) -> None:
         raise InputError(
             f"-o {folder}: already a run; continue it with --resume, or replace it with --overwrite"
         )
+    if folder.is_dir():
+        _refuse_fixed(folder)
 
 
 def load_energy(folder: Path) -> tuple[Energy, Checkpoint]:
@@ -508,10 +513,12 @@ def read_run_clips(folder: Path, checkpoint: Checkpoint) -> Observed:
         InputError: they are missing, damaged or not those of the checkpoint.
     """
     path = folder / OBSERVED
-    try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read the run's prepared clips ({error})") from None
+    pixels = load_array(path)
+    if pixels.dtype != np.uint8 or pixels.ndim != 5:
+        raise InputError(
+            f"{path}: {pixels.dtype} of shape {pixels.shape}; a run's clips are uint8 of "
+            "N x T x H x W x C"
+        )
     mask = None
     if checkpoint.recipe.data.mask is not None:
         mask = read_run_mask(path.with_name(MASK), pixels)
@@ -568,14 +575,23 @@ def _refuse_edited(path: Path, stored: Recipe) -> None:
         )
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote; the checkpoint first, so that no mixture can be resumed."""
-    for name in (CHECKPOINT, METRICS, OBSERVED, RECIPE, "chains.mp4", *LEFT):
-        (folder / name).unlink(missing_ok=True)
-    _remove_finished(folder)
-    for sheet in folder.glob("chains/update-*.png"):
-        sheet.unlink()
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+def _outdated(folder: Path) -> list[Path]:
+    """What an earlier run left besides `_START`."""
+    names = {METRICS, "chains.mp4", *LEFT, *FINISHED}.difference(_START)
+    found = [*(folder / name for name in sorted(names)), *folder.glob("chains/update-*.png")]
+    return [item for item in found if item.exists() or item.is_symlink()]
+
+
+def _refuse_fixed(folder: Path) -> None:
+    """Refuse to replace a run some of whose files could not be removed."""
+    old = [*(folder / name for name in _START if (folder / name).exists()), *_outdated(folder)]
+    for item in old:
+        if item.is_dir() and not item.is_symlink():
+            raise InputError(f"-o {folder}: {item} is a folder, of no run; name another")
+        if not os.access(item.parent, os.W_OK | os.X_OK):
+            raise InputError(
+                f"-o {folder}: {item} cannot be replaced, its folder is not writable; name another"
+            )
 
 
 def _remove_empty(made: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ def require_onnxruntime() -> Any:
             "onnxruntime is not installed: pip install 'stg[cpu]' (or 'stg[gpu]' on a machine with "
             "an NVIDIA GPU; never both)"
         )
+    # Its wheels gather usage data under ~/.cache and send them home unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         with signals_wait():
             import onnxruntime
