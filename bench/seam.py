@@ -10,8 +10,9 @@ filled.
 Columns: kink, around, ratio (the seam, see `stg_runtime.inpaint.Seam`); then the hole against known
 pixels within 8 px of it, each against what the clean frames have at its place, their mean over time
 and their standard deviation: level, by how many grey levels the hole's luminance is the higher;
-contrast, the ratio of root mean square deviations of luminance, and the same of R - G and of G - B.
-Best: those of the clean frames.
+contrast, the ratio of root mean square deviations of luminance, and the same of R - G and of G - B;
+motion, the ratio of mean absolute changes of luminance between frames; turn, that where a pixel
+becomes hidden or known, over that of the known ones. Best: those of the clean frames.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def figures(
         for at in (hole, near)
     )
     size = inside / beside
+    change = np.abs(np.diff(tones(frames)[0], axis=0))
+    still = change[near[1:] & near[:-1]].mean()
     return {
         "kink": edge.kink,
         "around": edge.kink_around,
@@ -59,6 +62,8 @@ def figures(
         "contrast": float(size[0]),
         "R - G": float(size[1]),
         "G - B": float(size[2]),
+        "motion": float(change[hole[1:] & hole[:-1]].mean() / still),
+        "turn": float(change[hole[1:] != hole[:-1]].mean() / still),
     }
 
 
