@@ -142,7 +142,8 @@ def inpaint(
                 bar.figures = f"energy {energy:.5g}"
                 bar.update(task, completed=step)
 
-        made = walk(backend, job, clip.frames, known, progress=told)
+        found = walk(backend, job, clip.frames, known, progress=told)
+    made = found.frames
     write_video(output, made, clip.fps, overwrite=overwrite)
     seconds = time.perf_counter() - began
     edge = seam(made, known)
@@ -159,6 +160,7 @@ def inpaint(
         "box": [x, y, width, height],
         "frames": list(job.frames),
         "init": init,
+        "beside_texture": round(found.beside, 6),
         "steps": job.n_steps,
         "seed": seed,
         "seam": edge and {**asdict(edge), "ratio": edge.ratio},
@@ -174,6 +176,11 @@ def inpaint(
         f"{job.frames[1] - job.frames[0]} frames of {height}x{width} at {x},{y}, {job.n_steps} "
         f"steps, seed {seed}, {backend.description}, {seconds:.1f} s)"
     )
+    if found.beside:
+        print(
+            f"{found.beside:.1%} of the filled pixels lie over something else than the model's "
+            "texture, by what is seen there at other times: interpolated in time"
+        )
     if edge is not None:
         print(
             f"seam: gradient discontinuity across the mask's edge {edge.kink:.2f} grey levels, "

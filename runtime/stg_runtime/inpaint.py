@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
 from stg_runtime.errors import InputError
-from stg_runtime.fill import fill
+from stg_runtime.fill import fill, interpolate_in_time
 from stg_runtime.grids import refuse_scales
 from stg_runtime.health import check_share, not_finite, silent
 from stg_runtime.langevin import Float32
@@ -78,6 +78,20 @@ class Seam:
     def ratio(self) -> float:
         """Gradient discontinuity across the edge over that of the surroundings; 1: no seam."""
         return self.kink / self.kink_around if self.kink_around else math.nan
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """A filled video.
+
+    Attributes:
+        frames: uint8, (T, H, W, C); known pixels are those of the input, bit for bit.
+        beside: share of the hidden pixels that lie over something else than the model's texture, a
+            bank beside the river: no model walked them, they are interpolated in time.
+    """
+
+    frames: Frames
+    beside: float
 
 
 def plan(
@@ -199,13 +213,15 @@ def inpaint(
     observed_mask: Mask,
     *,
     progress: Progress | None = None,
-) -> Frames:
+) -> Inpainted:
     """Fill the hidden pixels of a video.
 
     The walk begins at noise, as the model was trained to (at spot noise given the known pixels,
     where the model has it), or at a careful interpolation of the known pixels; the known ones are
-    clamped at every step. A few frames more are walked at each
-    end and thrown away, because zero padding in time makes the ends pale.
+    clamped at every step. So are hidden pixels over something else than the model's texture, which
+    spot noise along space and time tells by what is seen there at other times (`Spot.elsewhere`):
+    interpolated in time. A few frames more are walked at each end and thrown away, because zero
+    padding in time makes the ends pale.
 
     Args:
         backend: with the model.
@@ -213,9 +229,6 @@ def inpaint(
         frames: uint8, (T, H, W, C); hidden values are not read.
         observed_mask: True where the pixel is given, (T, H, W).
         progress: told of each step and of the energy before it.
-
-    Returns:
-        uint8, (T, H, W, C); known pixels are those of `frames`, bit for bit.
 
     Raises:
         DivergenceError: an energy or the result is not finite, the network fell silent, or what was
@@ -230,14 +243,22 @@ def inpaint(
     # Beyond the ends: mirrored, as a start, and free to move.
     index = _mirrored(last - first, job.margin)
     pad = ((job.margin, job.margin), (0, 0), (0, 0))
-    mask = np.broadcast_to(np.pad(known, pad), job.graph)
-    values = to_model(part[index], metadata.mean(), metadata.pixel_scale)[None]
+    held = np.pad(known, pad)
+    values = to_model(part[index], metadata.mean(), metadata.pixel_scale)
+    spot = metadata.spot_noise
+    textured = spot is not None and spot.axes == "space-time"
+    beside = 0
+    if spot is not None and textured:
+        spot = spot.evened()
+        elsewhere = spot.elsewhere(values, held)
+        beside = int(elsewhere[job.margin :][: len(known)].sum())
+        values = np.where(elsewhere, interpolate_in_time(values, held), values)
+        held |= elsewhere
     chains = backend.chains(job.graph)
     chains.start(seed=job.seed, numbers=[0], init_std=metadata.init_std)
-    spot = metadata.spot_noise
-    if job.init == "noise" and spot is not None and spot.axes == "space-time":
+    if job.init == "noise" and spot is not None and textured:
         drawn = first_noise(spot, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
-        chains.write(spot.given(drawn, values[0], mask[0, 0])[None])
+        chains.write(spot.given(drawn, values, held)[None])
     elif job.init == "interpolate" or spot is not None:
         levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
         mean, scale = metadata.mean()[:, None], np.float32(metadata.pixel_scale)
@@ -245,7 +266,7 @@ def inpaint(
             levels += _missing(metadata, job, known)
         start = (levels - mean) / scale
         chains.write(np.ascontiguousarray(start[None][:, :, index]))
-    chains.clamp(values, mask)
+    chains.clamp(values[None], np.broadcast_to(held, job.graph))
     _walk(chains, metadata, job, progress)
     walked = chains.read()[0, :, job.margin : job.margin + last - first]
     free = np.broadcast_to(~known, walked.shape)
@@ -259,7 +280,7 @@ def inpaint(
     made = to_pixels(walked, metadata.mean(), metadata.pixel_scale)
     out = frames.copy()
     out[window] = np.where(known[..., None], frames[window], made)
-    return out
+    return Inpainted(out, beside / np.count_nonzero(~observed_mask))
 
 
 def _missing(metadata: Metadata, job: Plan, known: Mask) -> Float32:

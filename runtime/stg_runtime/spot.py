@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stg_runtime.equalizer import Equalizer, fit
-from stg_runtime.fill import pull_push
+from stg_runtime.fill import interpolate_in_time, pull_push
 from stg_runtime.kriging import (
     LAGS,
     Mask,
@@ -60,7 +60,7 @@ MOTION_NUGGET = 5e-2
 LED_NUGGET = 1e-3
 LED_FRAMES = 24
 # Mahalanobis distance of colours from which on known values are of something else.
-FOREIGN = 3.0
+FOREIGN = 5.0
 # Below this a place counts as still: its noise has no rank.
 LEAST_DEVIATION = np.float32(1e-6)
 # Pixels of the frames that are coloured and filtered at once: what is made meanwhile, a few times
@@ -119,6 +119,25 @@ class Spot:
             made.append(luminance(plain.make(noise, shape) - plain._mean[clip]))
         observed = [luminance(clips[i] - plain._mean[i]) for i in chosen]
         return cls(clips, axes, fit(observed, made, levels))
+
+    def evened(self) -> Spot:
+        """Noise of the clips without what stands still in them, for `given`.
+
+        One part of a clip is always lighter, or has higher waves, than another. Noise knows no
+        places and would make patches of it, in colours of their own; so each place is brought to
+        the clip's mean and to its contrast first.
+        """
+        assert self.axes == "space-time"
+        even = np.empty_like(self._plain)
+        for clip, mean, made in zip(self._plain, self._mean, even, strict=True):
+            everywhere = np.ones(clip.shape[1:], bool)
+            made[:] = clip - mean
+            for _ in range(2):  # once more what a mean around a place leaves of hills and hollows
+                made -= _level(made, everywhere)[:, None]
+            size = _contrast(made, everywhere)
+            made *= np.sqrt(np.square(size).mean((1, 2), keepdims=True)[:, None]) / size[:, None]
+            made += mean
+        return Spot(even, self.axes, self.equalizer)
 
     @property
     def count(self) -> int:
@@ -260,12 +279,14 @@ class Spot:
     def given(self, x: Float32, values: Float32, known: NDArray[np.bool_]) -> Float32:
         """Make first noise along space and time agree with known values: a conditional draw.
 
-        x + K_.k (K_kk + e)^-1 (values - x)_k, x at the level that known values have around
-        (`_level`), for each principal colour of the clip by itself. K is
-        the clip's covariance, faded out at `kriging.LAGS`: as it is, a single clip's covariance
-        (its raw power spectrum, one phase for all colours) fits that clip only, and given other
-        values the draw runs away. Known values that the texture does not have, a bank beside the
-        river, take no part (`_of_texture`).
+        x + K_.k (K_kk + e)^-1 (values - x)_k, for each principal colour of the clip by itself, with
+        values brought from the level and the contrast that they have around a place (`_level`,
+        `_contrast`) to the clip's, and the result back: light changes from the clip to the video,
+        and waves are lower at the far side of a river. `evened` gives the noise for it. K is the
+        clip's covariance, faded out at `kriging.LAGS`: as it is, a single clip's covariance (its
+        raw power spectrum, one phase for all colours) fits that clip only, and given other values
+        the draw runs away. Known values that the texture does not have, a bank beside the river,
+        take no part (`_of_texture`).
 
         Args:
             x: from `make`, (C, T, H, W).
@@ -275,9 +296,14 @@ class Spot:
         Source: conditional simulation by kriging, Journel, Huijbregts, Mining Geostatistics, 1978.
         """
         part = known & self._of_texture(values, known)
-        level = self._level(values, part)
-        made = self._agreeing(x + level[:, None], values, part, GIVEN_NUGGET)
-        return np.where(known, values, made)
+        if not part.any():
+            return np.where(known, values, x)
+        mean = self._mean[0]
+        level = _level(values - mean, part)[:, None] + mean
+        own = np.sqrt(np.square(self._plain[0] - mean).mean((1, 2, 3), keepdims=True))
+        contrast = _contrast(values - level, part)[:, None] / own
+        made = self._agreeing(x - mean, (values - level) / contrast, part, GIVEN_NUGGET)
+        return np.where(known, values, made * contrast + level)
 
     def _agreeing(self, x: Float32, values: Float32, part: Mask, nugget: float) -> Float32:
         """`given` without the level, by the known values in `part` alone."""
@@ -365,19 +391,17 @@ class Spot:
             made[:, near, row] += (at[:, distance[near]] @ weights).transpose(2, 1, 0)
         return made
 
-    def _level(self, values: Float32, part: Mask) -> Float32:
-        """How much brighter known values are, at a place and around it, than the clip, (C, H, W).
+    def elsewhere(self, values: Float32, known: Mask) -> Mask:
+        """Hidden pixels that lie over something else than the texture, (T, H, W): a bank beside it.
 
-        Light changes from the clip to the video, and from the top of a river to its foot.
+        Something else is seen there in most moments in which the place is known, and in the last
+        one before and the first one after. A place that is never known counts as the texture's.
+        See `given` for the arguments.
         """
-        if not part.any():
-            return np.zeros((len(values), *part.shape[1:]), np.float32)
-        off = np.where(part, values - self._mean[0], np.float32(0)).sum(1)
-        count = part.sum(0).astype(np.float32)
-        for _ in range(2):  # twice: no edges of the boxes in it
-            off, count = box_mean(off, LEVEL_PIXELS), box_mean(count, LEVEL_PIXELS)
-        seen = count > 1e-3
-        return box_mean(pull_push(off / np.where(seen, count, 1), seen), LEVEL_PIXELS)
+        foreign = known & ~self._of_texture(values, known)
+        mostly = 2 * foreign.sum(0) > known.sum(0)
+        around = interpolate_in_time(foreign[None].astype(np.float32), known)[0]
+        return np.asarray(~known & mostly & (around > 0.999))
 
     def _of_texture(self, values: Float32, known: Mask) -> Mask:
         """Where the mean colour around a known pixel is one that the clip could have, (T, H, W).
@@ -513,6 +537,27 @@ class Spot:
             for size, own, wraps in zip(shape[1:], self._clips.shape[2:], wrap, strict=True)
         ]
         return sizes[0], sizes[1], sizes[2]
+
+
+def _level(x: Float32, known: Mask) -> Float32:
+    """Mean of known values, (C, T, H, W), at a place and around it, (C, H, W)."""
+    return _around(np.where(known, x, np.float32(0)).sum(1), known)
+
+
+def _contrast(x: Float32, known: Mask) -> Float32:
+    """Root mean square of known values, (C, T, H, W), at a place and around it, (C, H, W)."""
+    square = _around(np.square(np.where(known, x, np.float32(0))).sum(1), known)
+    return np.asarray(np.sqrt(square + np.float32(1e-6)), np.float32)
+
+
+def _around(total: Float32, known: Mask) -> Float32:
+    """Mean around each place of values of which `total`, (C, H, W), is the sum over time."""
+    count = known.sum(0).astype(np.float32)
+    for _ in range(2):  # twice: no edges of the boxes in it
+        total, count = box_mean(total, LEVEL_PIXELS), box_mean(count, LEVEL_PIXELS)
+    seen = count > 1e-3
+    total /= np.where(seen, count, np.float32(1))
+    return box_mean(pull_push(total, seen), LEVEL_PIXELS)
 
 
 def luminance_weights(channels: int) -> Float32:

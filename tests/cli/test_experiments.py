@@ -1,4 +1,4 @@
-"""Recipes `action` and `texture-2d`, from their clips to new ones, with hardly any learning."""
+"""The experiments: recipes `action` and `texture-2d` with hardly any learning, their benchmarks."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from stg_runtime.video import read_clip
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from nearest import distances
+from seam import figures, tones
 
 
 def test_an_image_becomes_a_texture_of_any_size(tmp_path: Path) -> None:
@@ -95,3 +96,22 @@ def test_a_copy_is_called_a_copy() -> None:
     assert np.isnan(alone["between training clips"]) and not alone["clips"][0]["copy"]
     exact = np.sqrt(((observed[0].astype(float) - observed[1]) ** 2).mean())
     assert found["between training clips"] == pytest.approx(exact, rel=0.1)
+
+
+def test_a_hole_that_is_lighter_and_wilder_is_seen_in_the_figures() -> None:
+    rng = np.random.default_rng(5)
+    clean = rng.normal(120, 10, (40, 48, 48, 3)).round().astype(np.uint8)
+    mean, spread = tones(clean).mean(1), tones(clean).std(1)
+    known = np.ones((20, 48, 48), bool)
+    known[3:17, 12:36, 12:36] = False
+    other = rng.normal(120, 10, (20, 48, 48, 3))
+    same = figures(other.round().astype(np.uint8), known, mean, spread)
+    assert same["level"] == pytest.approx(0, abs=0.5)
+    for name in ("ratio", "contrast", "R - G", "G - B", "motion", "turn"):
+        assert same[name] == pytest.approx(1, abs=0.06)
+    other[~known] = 125 + 1.5 * (other[~known] - 120)
+    wild = figures(other.round().astype(np.uint8), known, mean, spread)
+    assert wild["level"] == pytest.approx(5, abs=0.5)
+    assert wild["motion"] == pytest.approx(1.5, abs=0.06) and wild["ratio"] > 1.1
+    assert wild["R - G"] == pytest.approx(1.5, abs=0.06)
+    assert wild["contrast"] > wild["R - G"]  # the level counts there

@@ -68,13 +68,13 @@ def test_known_pixels_stay_and_hidden_ones_are_not_read(
 ) -> None:
     backend = Spring(metadata())
     job = plan(backend.metadata, known, crop=crop, init=init, seed=4)  # type: ignore[arg-type]
-    made = inpaint(backend, job, frames, known)  # type: ignore[arg-type]
+    made = inpaint(backend, job, frames, known).frames  # type: ignore[arg-type]
     assert made.shape == frames.shape and made.dtype == np.uint8
     np.testing.assert_array_equal(made[known], frames[known])
     other = np.where(known[..., None], frames, 255 - frames)
-    np.testing.assert_array_equal(inpaint(backend, job, other, known), made)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(inpaint(backend, job, other, known).frames, made)  # type: ignore[arg-type]
     seeds = [plan(backend.metadata, known, crop=crop, init=init, seed=5)]  # type: ignore[arg-type]
-    assert (inpaint(backend, seeds[0], frames, known) != made).any()  # type: ignore[arg-type]
+    assert (inpaint(backend, seeds[0], frames, known).frames != made).any()  # type: ignore[arg-type]
 
 
 def test_the_hole_goes_where_the_energy_leads(
@@ -83,7 +83,7 @@ def test_the_hole_goes_where_the_energy_leads(
     """Without noise the spring takes every hidden value to the mean colour, whatever the start."""
     backend = Spring(metadata(noise_scale=0.0))
     job = plan(backend.metadata, known, n_steps=80)
-    made = inpaint(backend, job, frames, known)  # type: ignore[arg-type]
+    made = inpaint(backend, job, frames, known).frames  # type: ignore[arg-type]
     assert (made[~known] == (100, 110, 120)).all()
 
 
@@ -122,7 +122,7 @@ def test_short_videos_are_long_enough_with_their_margins() -> None:
     job = plan(backend.metadata, known)
     assert job.graph[2] == 5
     frames = np.full((1, 16, 16, 3), 9, np.uint8)
-    assert inpaint(backend, job, frames, known).shape == frames.shape  # type: ignore[arg-type]
+    assert inpaint(backend, job, frames, known).frames.shape == frames.shape  # type: ignore[arg-type]
 
 
 def test_divergence_is_an_error(frames: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
@@ -186,7 +186,7 @@ def test_spot_noise_meets_the_known_pixels_without_a_seam() -> None:
                 plan(backend.metadata, known, crop="none", init="noise", seed=seed),
                 frames,
                 known,
-            )
+            ).frames
             for seed in (1, 2)
         ]
         assert np.array_equal(made[0][known], frames[known])
@@ -196,3 +196,25 @@ def test_spot_noise_meets_the_known_pixels_without_a_seam() -> None:
         assert across is not None
         found[name] = across.ratio
     assert found["spot"] - 1 < (found["white"] - 1) / 10, found
+
+
+@pytest.mark.parametrize("init", ["noise", "interpolate"])
+def test_a_bank_is_seen_at_other_times_and_stays_as_it_is(init: str) -> None:
+    """The model knows the river; what the passenger's head hides of the bank it cannot know."""
+    rng = np.random.default_rng(4)
+    frames = rng.integers(90, 131, (*SHAPE, 3), dtype=np.uint8)
+    river = frames[:, 12:].copy()
+    frames[:, :12] = rng.integers(0, 30, (12, SHAPE[2], 3), dtype=np.uint8)  # alike in every frame
+    known = np.ones(SHAPE, bool)
+    known[4:8, 4:24, 10:22] = False
+    spot = {
+        "first_noise": "space-time", "spot": pack_spot(river[None]),
+        "spot_shape": (1, *river.shape[:3]),
+    }  # fmt: skip
+    backend = Spring(metadata(**spot))
+    job = plan(backend.metadata, known, init=init, seed=1)  # type: ignore[arg-type]
+    hidden_otherwise = np.where(known[..., None], frames, 255 - frames)
+    found = inpaint(backend, job, hidden_otherwise, known)
+    np.testing.assert_array_equal(found.frames[:, :10], frames[:, :10])
+    assert found.beside == pytest.approx(8 / 20, abs=0.11)  # two rows are near both
+    assert (found.frames[4:8, 14:24, 10:22] != frames[4:8, 14:24, 10:22]).any()

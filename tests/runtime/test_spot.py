@@ -199,6 +199,37 @@ def test_given_darker_values_the_draw_is_as_dark() -> None:
     assert change == pytest.approx(-0.5, abs=0.15)
 
 
+def test_given_lower_waves_the_draw_is_as_low() -> None:
+    """A river's waves are lower at its far side, in the clip as in the video."""
+    rng = np.random.default_rng(7)
+    shape = (3, 12, 48, 48)
+    waves = module.box_mean(rng.standard_normal((2, *shape)).astype(np.float32), 1)
+    waves /= waves.std()
+    waves *= np.linspace(0.4, 1.6, 48, dtype=np.float32)[:, None]
+    spot = Spot(waves[:1], "space-time").evened()
+    known = np.ones(shape[1:], bool)
+    known[:, 4:44, 16:32] = False
+    drawn = spot.make(rng.standard_normal(spot.noise_size(shape)).astype(np.float32), shape)
+    found = spot.given(drawn, waves[1], known)
+    for rows in (slice(5, 15), slice(33, 43)):
+        size = found[:, :, rows, 18:30].std() / waves[1][:, :, rows, 18:30].std()
+        assert size == pytest.approx(1, abs=0.15)
+
+
+def test_light_that_stands_still_in_a_clip_makes_no_patches() -> None:
+    rng = np.random.default_rng(8)
+    shape = (3, 16, 48, 48)
+    clip = rng.standard_normal((1, *shape)).astype(np.float32)
+    clip += 3 * np.sin(np.linspace(0, np.pi, 48, dtype=np.float32))
+    plain = Spot(clip, "space-time")
+    patches = []
+    for spot in (plain, plain.evened()):
+        drawn = spot.make(rng.standard_normal(spot.noise_size(shape)).astype(np.float32), shape)
+        patches.append(module.box_mean(drawn.mean(1), 6)[:, 6:-6, 6:-6].std())
+        assert np.abs(drawn).mean() > 0.5
+    assert patches[1] < patches[0] / 4, patches
+
+
 def test_given_known_values_the_mean_is_that_of_kriging() -> None:
     rng = np.random.default_rng(6)
     t, y, x = np.mgrid[0:7, 0:6, 0:5]
@@ -215,9 +246,12 @@ def test_given_known_values_the_mean_is_that_of_kriging() -> None:
     own = spot._clips[0].astype(float)
     places = np.array(list(np.ndindex(*shape[1:])))
     at = known.ravel()
-    level = still + spot._level(values, known)[:, None]
-    expected = level.reshape(2, -1).astype(float)
-    missed = (values - level).reshape(2, -1).astype(float)
+    mean = spot._mean[0]
+    level = mean + module._level(values - mean, known)[:, None]
+    contrast = module._contrast(values - level, known)[:, None]
+    contrast /= np.sqrt(np.square(spot._plain[0] - mean).mean((1, 2, 3), keepdims=True))
+    expected = np.zeros((2, len(places)))
+    missed = ((values - level) / contrast).reshape(2, -1).astype(float)
     for colour in np.linalg.eigh(np.einsum("ctyx,dtyx->cd", own, own))[1].T:
         grey = np.tensordot(colour, own, 1)
         K = np.zeros((len(places), len(places)))
@@ -231,8 +265,8 @@ def test_given_known_values_the_mean_is_that_of_kriging() -> None:
         noise = module.GIVEN_NUGGET * K[0, 0] * np.eye(at.sum())
         weights = np.linalg.solve(K[np.ix_(at, at)] + noise, (colour @ missed)[at])
         expected += np.outer(colour, K[:, at] @ weights)
-    error = (found.reshape(2, -1) - expected)[:, ~at]
-    moved = (expected - level.reshape(2, -1))[:, ~at]
+    got = ((found - level) / contrast).reshape(2, -1)
+    error, moved = (got - expected)[:, ~at], expected[:, ~at]
     assert np.sqrt((error**2).mean()) < 0.05 * np.sqrt((moved**2).mean())
 
 
@@ -257,6 +291,22 @@ def test_a_bank_beside_the_river_does_not_run_into_it() -> None:
     edge[4:8, 9:17, 9:21] = False
     apart = [np.abs(v - waves)[:, edge].mean() for v in (found, drawn)]
     assert apart[0] < 0.8 * apart[1]
+
+
+def test_what_lies_over_something_else_is_told_from_the_texture() -> None:
+    rng = np.random.default_rng(2)
+    clip = rng.standard_normal((3, 12, 24, 30)).astype(np.float32)
+    spot = Spot(clip[None], "space-time")
+    values = clip.copy()
+    values[:, :, :6] = 12  # a bank
+    values[:, 6:, 12:20, 25:] = 12  # a wake that is there afterwards only
+    known = np.ones(values.shape[1:], bool)
+    known[3:5, 2:22, 8:30] = False
+    known[:, :4, :4] = False  # a place that is never known
+    values[:, ~known] = np.nan
+    found = spot.elsewhere(values, known)
+    assert found[3:5, 2:5, 8:].all()
+    assert not found[known].any() and not found[:, 9:].any() and not found[:, :2, :2].any()
 
 
 def a_scene(frames: int = 40) -> NDArray[np.float32]:
