@@ -27,10 +27,10 @@ MIB = 1 << 20
 _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
-_WRITER = 22 * MIB  # the libraries and buffers of an encoder, WebM's the largest
+_WRITER = 20 * MIB  # the libraries and buffers of an encoder, WebM's the largest
 _WRITER_PER_PIXEL = 200  # bytes; it looks ahead some forty frames
-# Pieces of several shapes do not fill the memory that each other left.
-_MIXED = 1.1
+# Above what is measured: pieces of several shapes do not fill the memory that each other left.
+_SPARE = 1.05
 # Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
 # length from a stranger's file must not keep us counting.
 MOST_PIECES = 4096
@@ -144,18 +144,16 @@ class Cost:
 def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     """Run two small gradients and see what they take.
 
-    Memory is nearly linear in the voxels, and a little less for a large piece than for a small one
-    (ends are padded). Measure a gradient once: what it took it keeps, and a second measurement
-    would find nothing.
+    The first also takes what stays and does not grow, code and tables of its library; the second
+    tells what a voxel takes. Both give back their memory, so that the walk finds it in one piece.
 
     Args:
         gradient: to be measured.
         room: bytes that the measurement itself should stay below.
     """
     metadata = gradient.metadata
+    fixed = 0
     points: list[tuple[int, float]] = []
-    give_back()
-    base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
         size = probe_size(metadata, probe)
@@ -163,16 +161,22 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
             break
+        give_back()
+        base = resident_memory()
         x, grad = np.full(shape, 0, np.float32), np.ones(shape, np.float32)
         _peak(reset=True)
         gradient.bind(x, grad)
-        gradient.run()
+        gradient.run(release=True)
         points.append((voxels, _peak() - base - 2 * x.nbytes))
         if points[-1][1] <= 0:
             return Cost(0, _UNMEASURED)
+        if len(points) == 1:
+            del x, grad
+            give_back()
+            fixed = max(0, resident_memory() - base)
         probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
-    return Cost(0, _MIXED * taken / voxels)
+    return Cost(fixed, _SPARE * taken / voxels)
 
 
 def start_bytes(
