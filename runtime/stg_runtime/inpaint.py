@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
 from stg_runtime.errors import InputError
-from stg_runtime.fill import fill
+from stg_runtime.fill import fill, fill_bytes
 from stg_runtime.grids import refuse_scales
 from stg_runtime.health import check_share, not_finite, silent
 from stg_runtime.langevin import Float32
@@ -234,32 +234,81 @@ def inpaint(
     values = to_model(part[index], metadata.mean(), metadata.pixel_scale)[None]
     chains = backend.chains(job.graph)
     chains.start(seed=job.seed, numbers=[0], init_std=metadata.init_std)
-    spot = metadata.spot_noise
-    if job.init == "noise" and spot is not None and spot.axes == "space-time":
-        drawn = first_noise(spot, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
-        chains.write(spot.given(drawn, values[0], mask[0, 0])[None])
-    elif job.init == "interpolate" or spot is not None:
-        levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
-        mean, scale = metadata.mean()[:, None], np.float32(metadata.pixel_scale)
-        if job.init == "noise":
-            levels += _missing(metadata, job, known)
-        start = (levels - mean) / scale
-        chains.write(np.ascontiguousarray(start[None][:, :, index]))
+    start = _start(metadata, job, part, known, values[0], mask[0, 0])
+    if start is not None:
+        chains.write(start[None])
+    del start
     chains.clamp(values, mask)
     _walk(chains, metadata, job, progress)
     walked = chains.read()[0, :, job.margin : job.margin + last - first]
-    free = np.broadcast_to(~known, walked.shape)
-    levels = walked * np.float32(metadata.pixel_scale) + (
-        metadata.mean() if metadata.mean().ndim == 4 else metadata.mean()[:, None]
-    )
-    beyond = int(np.count_nonzero(((levels < -0.5) | (levels > 255.5)) & free))
+    beyond = 0
+    for t, free in enumerate(~known):
+        image = metadata.mean()[:, t] if metadata.mean().ndim == 4 else metadata.mean()
+        levels = walked[:, t] * np.float32(metadata.pixel_scale) + image
+        beyond += int(np.count_nonzero(((levels < -0.5) | (levels > 255.5)) & free))
     check_share(
-        beyond, int(free.sum()), f"the walk (seed {job.seed})", f"after {job.n_steps} steps"
+        beyond,
+        len(walked) * int((~known).sum()),
+        f"the walk (seed {job.seed})",
+        f"after {job.n_steps} steps",
     )
     made = to_pixels(walked, metadata.mean(), metadata.pixel_scale)
     out = frames.copy()
     out[window] = np.where(known[..., None], frames[window], made)
     return out
+
+
+def _start(
+    metadata: Metadata, job: Plan, part: Frames, known: Mask, values: Float32, padded: Mask
+) -> Float32 | None:
+    """Where the walk begins, (C, T, H, W) with its margins; None leaves white noise.
+
+    Args:
+        metadata: of the model.
+        job: the plan.
+        part: pixels of the box, 0 where hidden, (T, H, W, C).
+        known: True where these are given.
+        values: the box in model units, with margins.
+        padded: `known` with margins, where nothing is given.
+    """
+    spot = metadata.spot_noise
+    if job.init == "noise" and spot is not None and spot.axes == "space-time":
+        drawn = first_noise(spot, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
+        return spot.given(drawn, values, padded)
+    if job.init == "noise" and spot is None:
+        return None
+    levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
+    if job.init == "noise":
+        levels += _missing(metadata, job, known)
+    levels -= metadata.mean()[:, None]
+    levels /= np.float32(metadata.pixel_scale)
+    return np.ascontiguousarray(levels[:, _mirrored(len(known), job.margin)])
+
+
+def held_bytes(job: Plan) -> int:
+    """Bytes that `inpaint` holds besides videos, its chains and their gradient."""
+    # Known values and where they are; the box's pixels.
+    return (5 * job.graph[1] + 1) * math.prod(job.graph[2:])
+
+
+def start_bytes(metadata: Metadata, job: Plan, hidden: int) -> int:
+    """Bytes that the start of an inpainting takes at its peak, given back before the walk.
+
+    Args:
+        metadata: of the model.
+        job: the plan.
+        hidden: how many pixels are hidden, in all frames.
+    """
+    spot, one = metadata.spot_noise, 4 * math.prod(job.graph)
+    if job.init == "noise" and spot is not None and spot.axes == "space-time":
+        shape = job.graph[1:]
+        # The gradient's buffer, counted elsewhere, is not touched yet: the draw is there.
+        return max(spot.scratch_bytes(shape), spot.given_bytes(shape))
+    if job.init == "noise" and spot is None:
+        return 0
+    pixels = (job.frames[1] - job.frames[0]) * job.box[2] * job.box[3]
+    # For noise there are two interpolations, and the first is kept.
+    return fill_bytes(pixels, hidden) + (one if job.init == "noise" else 0)
 
 
 def _missing(metadata: Metadata, job: Plan, known: Mask) -> Float32:

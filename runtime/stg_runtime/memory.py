@@ -356,7 +356,7 @@ def plan_windows(
         f"--max-memory {show_memory(limit)}: this run needs at least {show_memory(needed)} "
         f"({show_memory(voxels * per_voxel + held)} for the video, {show_memory(window)} for its "
         f"smallest window, {show_memory(fixed - held)} for the program); in one piece it takes "
-        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, (*lengths,), cost))}"
+        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, lengths, cost))}"
     )
     area = chains * lengths[1] * lengths[2] * per_voxel
     longest = int((limit - fixed - window) // area) if area else 0
@@ -382,28 +382,38 @@ def foresee(
     lengths: Sequence[int],
     *,
     chains: int = 1,
-    finished: Size | None = None,
+    finished: Sequence[int] | None = None,
+    start: float | None = None,
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to a fifth more than is used, see `bench/memory.py`. The modules that write the file are
+    Up to 15 % more than is used, see `bench/memory.py`. The modules that write the file are
     loaded already (`check_video_output` does that).
 
     Args:
         gradient: that will be walked; it is measured, see `measure`.
         lengths: (T, H, W) of the walk, margins included.
         chains: walked together.
-        finished: size of a finished video; that of the walk by default.
+        finished: (T, H, W) of a finished video; that of the walk by default.
+        start: bytes that making the walk's start takes; `start_bytes` by default.
     """
-    start = start_bytes(gradient.metadata, lengths, chains=chains)
+    if start is None:
+        start = start_bytes(gradient.metadata, lengths, chains=chains)
     base = resident_memory()
-    size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
     cost = measure(gradient)
-    return _whole(base, gradient.metadata.channels, lengths, chains, size, cost, start)
+    channels = gradient.metadata.channels
+    return _whole(base, channels, lengths, chains, finished or lengths, cost, start)
 
 
 def refuse_larger(
-    gradient: HostGradient, lengths: Sequence[int], *, held: float, limit: int | None, hint: str
+    gradient: HostGradient,
+    lengths: Sequence[int],
+    *,
+    held: float,
+    start: float,
+    finished: Sequence[int],
+    limit: int | None,
+    hint: str,
 ) -> None:
     """Refuse a walk in one piece that does not fit, before it starts.
 
@@ -411,6 +421,8 @@ def refuse_larger(
         gradient: that will be walked; measured when the walk is not clearly small.
         lengths: (T, H, W) of the walk.
         held: bytes that the caller will hold besides.
+        start: bytes that making the walk's start takes.
+        finished: (T, H, W) of the finished video.
         limit: bytes this process may hold in all; None is no limit.
         hint: what the user could do.
 
@@ -418,17 +430,15 @@ def refuse_larger(
         InputError: the figure, and the longest walk that would fit.
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
-    start = start_bytes(gradient.metadata, lengths)
-    surely = (
-        resident_memory() + _writer(lengths) + start + held + voxels * (9 * channels + _UNMEASURED)
-    )
+    fixed = _writer(finished) + channels * math.prod(finished) + held
+    surely = resident_memory() + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
     base = resident_memory()
-    needed = foresee(gradient, lengths) + held
+    needed = foresee(gradient, lengths, start=start, finished=finished) + held
     if needed <= limit:
         return
-    fixed = base + _writer(lengths)
+    fixed += base
     longest = int((limit - fixed) / (needed - fixed) * lengths[0])
     fits = f"; about {longest} frames would fit" if longest > 0 else ""
     raise InputError(
@@ -442,14 +452,14 @@ def _whole(
     channels: int,
     lengths: Sequence[int],
     chains: int,
-    finished: tuple[int, ...],
+    finished: Sequence[int],
     cost: Cost,
     start: float = 0.0,
 ) -> int:
     voxels = chains * math.prod(lengths)
-    # What first noise takes is given back before the gradient takes its own.
-    walked = (2 * 4 + 1) * channels * voxels + max(start, cost.of(voxels))
-    return int(base + walked + _writer(finished) + channels * math.prod(finished))
+    # The start gives its memory back before the gradient takes its own; pixels and file come last.
+    later = cost.of(voxels) + channels * voxels + _writer(finished) + channels * math.prod(finished)
+    return int(base + 2 * 4 * channels * voxels + max(start, later))
 
 
 def _writer(lengths: Sequence[int]) -> int:
