@@ -208,6 +208,8 @@ def main() -> None:
         ],
         "memory": [
             peak(model, "260M", 400, "64x64"),
+            peak(model, "280M", 128, "128x128"),
+            peak(model, "240M", 128, "128x128"),
             peak(model, "400M", 64, "256x256"),
             peak(model, "500M", 64, "256x256"),
         ],
