@@ -2,8 +2,9 @@
 
     python bench/larger.py RUN MODEL.onnx --times 2 -o bench/results/larger-river.json
 
-Crops of the model's own size are compared with the clip, as `stg-run compare` does, and so are videos
-of that size; then how far the mean luminance of 16x16 pixels of one frame strays, grey levels.
+Crops of the model's own size are compared with the clip, as `stg-run compare` does, and so are
+videos of that size; then how far the mean luminance of 16x16 pixels of one frame strays, grey
+levels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHOWN = ("spatial_db", "temporal_db", "motion", "sharpness", "moving_contrast", 
 
 
 def patches(frames: Frames) -> float:
-    """Standard deviation of the mean luminance of BLOCK x BLOCK pixels of one frame, grey levels."""
+    """Standard deviation of the mean luminance of BLOCK x BLOCK pixels of a frame, grey levels."""
     light = frames.astype(np.float32) @ luminance_weights(frames.shape[-1])
     t, h, w = (n - n % m for n, m in zip(light.shape, (1, BLOCK, BLOCK), strict=True))
     blocks = light[:t, :h, :w].reshape(t, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
