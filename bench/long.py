@@ -5,9 +5,10 @@
 windows: time of one gradient in the windows of a budget over that in one piece, wall and CPU,
 alternating in one process, and their largest difference over the gradient's own largest value;
 memory: peak of a synthesis in a process of its own, over its --max-memory; loop: difference of last
-and first frame over the mean difference of neighbouring frames; endless: frames per second and
-resident memory along the stream, late over early, and mean, standard deviation and motion of its
-first and last quarter, levels.
+and first frame over the mean difference of neighbouring frames; endless: frames per second of wall
+time and of the process's own processor time (with one thread other work does not count there) and
+resident memory along the stream, and mean, standard deviation and motion of its first and last
+quarter, levels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 
 from stg_runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from stg_runtime.doctor import memory, processor, version
-from stg_runtime.endless import Endless
+from stg_runtime.endless import GROUP, Endless
 from stg_runtime.memory import MIB, parse_memory, plan_windows, resident_memory
 from stg_runtime.synthesize import fitted_chains, plan, synthesize
 from stg_runtime.threads import usable_threads
@@ -123,7 +124,7 @@ def endless(model: Path, frames: int, threads: int) -> dict[str, Any]:
         seed=1,
     )
     curve, rows = [], []
-    began, last = time.perf_counter(), None
+    began, used, last = time.perf_counter(), time.process_time(), None
     made = 0
     for block in stream:
         made += len(block)
@@ -136,6 +137,7 @@ def endless(model: Path, frames: int, threads: int) -> dict[str, Any]:
             {
                 "frame": made,
                 "seconds": round(time.perf_counter() - began, 3),
+                "CPU seconds": round(time.process_time() - used, 3),
                 "MiB": round(resident_memory() / MIB, 1),
             }
         )
@@ -143,21 +145,27 @@ def endless(model: Path, frames: int, threads: int) -> dict[str, Any]:
             break
     quarter = len(rows) // 4
     early, late = np.mean(rows[:quarter], axis=0), np.mean(rows[-quarter:], axis=0)
-
-    def rate(part: list[dict[str, float]]) -> float:
-        return (part[-1]["frame"] - part[0]["frame"]) / (part[-1]["seconds"] - part[0]["seconds"])
-
-    half = len(curve) // 2
+    # A stream moves by GROUP blocks: between two that lie a multiple apart, all work is theirs.
+    groups = (len(curve) - 1) // GROUP
+    assert groups >= 4, "too few frames for quarters"
+    marks = [curve[GROUP * (groups * n // 4)] for n in range(5)]
+    rates = {
+        clock: [(b["frame"] - a["frame"]) / (b[clock] - a[clock]) for a, b in pairwise(marks)]
+        for clock in ("seconds", "CPU seconds")
+    }
     names = ("mean", "standard deviation", "motion")
     return {
+        "model": f"{gradient.metadata.recipe}, {size.height}x{size.width}",
         "frames": made,
         "seconds before the first": curve[0]["seconds"],
-        "frames per second": rate(curve),
-        "rate of the second half over the first": rate(curve[half:]) / rate(curve[: half + 1]),
+        "CPU seconds before the first": curve[0]["CPU seconds"],
+        "frames per second, quarters": rates["seconds"],
+        "frames per CPU second, quarters": rates["CPU seconds"],
+        "most over least, CPU": max(rates["CPU seconds"]) / min(rates["CPU seconds"]),
         "first quarter": dict(zip(names, early.tolist(), strict=True)),
         "last quarter": dict(zip(names, late.tolist(), strict=True)),
         "late over early": dict(zip(names, (late / early).tolist(), strict=True)),
-        "MiB at a quarter and at the end": [curve[quarter]["MiB"], curve[-1]["MiB"]],
+        "MiB at the first block and the quarters' ends": [mark["MiB"] for mark in marks],
         "curve": curve[:: max(1, len(curve) // 40)],
     }
 
@@ -166,13 +174,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--frames", type=int, default=2000, help="of the stream; 0 for none")
+    parser.add_argument("--only-endless", action="store_true", help="nothing else; adds to --json")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = options.model
     threads = options.threads or usable_threads()
-    result: dict[str, Any] = {
+    if options.only_endless:
+        result = json.loads(options.json.read_text()) if options.json else {}
+        result["endless"] = [*result.get("endless", ()), endless(model, options.frames, threads)]
+        _save(result, options.json)
+        return
+    result = {
         "what": "windows, loops and endless video on the CPU",
         "date": datetime.date.today().isoformat(),
         "hardware": {
@@ -194,21 +208,24 @@ def main() -> None:
         ],
         "memory": [
             peak(model, "260M", 400, "64x64"),
+            peak(model, "280M", 128, "128x128"),
+            peak(model, "240M", 128, "128x128"),
             peak(model, "400M", 64, "256x256"),
             peak(model, "500M", 64, "256x256"),
         ],
         "loop": loop(model, 64, 2, threads),
     }
-    print(json.dumps(result, indent=2), file=sys.stderr)
-    if options.json:  # what is measured so far
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    if not options.frames:
-        return
-    result["endless"] = endless(model, options.frames, threads)
-    shown = {key: value for key, value in result["endless"].items() if key != "curve"}
-    print(json.dumps(shown, indent=2), file=sys.stderr)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    _save(result, options.json)  # what is measured so far
+    if options.frames:
+        result["endless"] = [endless(model, options.frames, threads)]
+        _save(result, options.json)
+
+
+def _save(result: dict[str, Any], path: Path | None) -> None:
+    shown = {**result, "endless": [{**e, "curve": ...} for e in result.get("endless", ())]}
+    print(json.dumps(shown, indent=2, default=str), file=sys.stderr)
+    if path:
+        path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

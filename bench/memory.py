@@ -6,6 +6,10 @@ memory is what the system says of it at its end.
 
     python bench/memory.py st.onnx fc-s.onnx -o bench/results/memory-cpu.json
 
+With --inpaint it is `stg-run inpaint`, of a generated clip whose middle is hidden.
+
+    python bench/memory.py st.onnx fc-s.onnx --inpaint -o bench/results/memory-inpaint-cpu.json
+
 With --train it is `stg-train` (`stg_train.memory.foresee`): two updates of two steps, samples,
 measures and report, of generated clips. More steps change nothing but the time; ten updates and
 more keep one more copy of the weights. The prepared clips, which are mapped from their file, are
@@ -27,15 +31,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from stg_runtime.backends.onnxruntime_cpu import open_session
 from stg_runtime.files import atomic_write_text
-
-if TYPE_CHECKING:
-    from stg_train.recipe import Data
 
 MATTERS = 600  # MiB: below it the program's own share decides
 
@@ -50,7 +51,28 @@ model, out, frames, height, width = sys.argv[1:]
 backend = open_backend(Path(model), "cpu", 1)
 job = plan(backend.metadata, frames=int(frames), size=(int(height), int(width)))
 check_video_output(Path(out), True)
-print(foresee(backend, job.graph[2:], finished=job.size))
+print(foresee(backend, job.graph[2:], finished=(job.size.frames, job.size.height, job.size.width)))
+"""
+
+
+FORESEE_INPAINTING = """
+import sys
+from pathlib import Path
+import stg_cli.inpaint
+from stg_runtime.backends import open_backend
+from stg_runtime.inpaint import held_bytes, plan, seam, start_bytes
+from stg_runtime.mask import read_masked_clip
+from stg_runtime.memory import foresee
+from stg_runtime.video_write import check_video_output
+model, video, mask, crop, out = sys.argv[1:]
+check_video_output(Path(out), True)
+backend = open_backend(Path(model), "cpu", 1)
+clip = read_masked_clip(Path(video), mask, start=0, frames=None, seed=1)
+job = plan(backend.metadata, clip.observed_mask, crop=crop, seed=1)
+known = clip.observed_mask
+start = start_bytes(backend.metadata, job, int((~known).sum()))
+need = foresee(backend, job.graph[2:], start=start, finished=known.shape) + held_bytes(job)
+print(need, *job.graph[2:])
 """
 
 
@@ -79,6 +101,8 @@ TRAININGS: list[tuple[str, dict[str, Any]]] = [
     ("st", {"data.size": (160, 160), "data.frames": 48, "learning.regime": "multi-grid"}),
     ("action", {"data.size": (64, 128)}),
     ("fc-s", {"data.size": (96, 96), "data.mask": "region:20"}),
+    ("fc-s", {"data.mask": "salt-pepper:0.5"}),
+    ("st", {"data.mask": "region:20"}),
 ]
 
 
@@ -95,7 +119,8 @@ def trainings(
         said = {**changes, "langevin.n_steps": 2, "learning.updates": 2, "threads": 1}
         recipe = load_recipe(name, overrides={**said, "device": "cpu", "precision": precision})
         clips = 3 if name == "action" else 1
-        videos = [make_clip(folder / f"{i}.npy", recipe.data, i) for i in range(clips)]
+        length, size = recipe.data.frames, recipe.data.size
+        videos = [make_clip(folder / f"{i}.npy", length, size, i) for i in range(clips)]
         data = recipe.data.model_copy(update={"videos": tuple(map(str, videos))})
         path, run = folder / "recipe.toml", folder / "run"
         recipe.model_copy(update={"data": data}).save(path)
@@ -120,16 +145,51 @@ def trainings(
         }
 
 
-def make_clip(path: Path, data: Data, seed: int) -> Path:
+def make_clip(path: Path, length: int, size: tuple[int, int], seed: int) -> Path:
     """Moving stripes and noise."""
     rng = np.random.default_rng(seed)
-    _, x = np.mgrid[: data.size[0], : data.size[1]]
-    frames = [
-        120 + 50 * np.sin(0.3 * x - 0.7 * t + seed)[..., None] + rng.normal(0, 10, (*x.shape, 3))
-        for t in range(data.frames)
-    ]
-    np.save(path, np.stack(frames).clip(0, 255).astype(np.uint8))
+    _, x = np.mgrid[: size[0], : size[1]]
+    clip = np.empty((length, *size, 3), np.uint8)  # a command's memory begins with this program's
+    for t, frame in enumerate(clip):
+        waves = 120 + 50 * np.sin(0.3 * x - 0.7 * t + seed)
+        frame[:] = (waves[..., None] + rng.normal(0, 10, (*x.shape, 3))).clip(0, 255)
+    np.save(path, clip)
     return path
+
+
+def inpaintings(folder: Path, model: Path) -> Iterator[dict[str, Any]]:
+    """Rows of what filling the middle of a video is foreseen to take, and takes."""
+    program = str(Path(sys.executable).parent / "stg-run")
+    metadata = open_session(model, 1, optimize=False)[1]
+    height, width = metadata.size.height, metadata.size.width
+    for crop in ("none", "auto"):
+        for frames, scale in ((0.5, 1), (1, 1.5), (2, 2)):
+            if "H" not in metadata.free_axes:
+                frames, scale = 2 * frames, 1 if crop == "none" else 2
+            length = int(frames * metadata.size.frames)
+            size = (int(height * scale), int(width * scale))
+            video = make_clip(folder / "video.npy", length, size, 1)
+            hidden = np.zeros((length, *size), np.uint8)
+            hidden[:, size[0] // 3 : size[0] // 3 + 20, size[1] // 3 : size[1] // 3 + 20] = 1
+            np.save(folder / "mask.npy", hidden)
+            out, mask = folder / "o.mp4", folder / "mask.npy"
+            words = [str(model), str(video), str(mask), crop, str(out)]
+            said = subprocess.run(
+                [sys.executable, "-c", FORESEE_INPAINTING, *words],
+                check=True, capture_output=True, text=True,
+            ).stdout.split()  # fmt: skip
+            call = [program, "inpaint", str(model), str(video), "--mask", str(mask), "-o", str(out)]
+            call += ["--crop", crop, "--steps", "2", "--threads", "1", "--seed", "1", "--overwrite"]
+            foreseen, peak = int(said[0]), used(call)
+            yield {
+                "model": f"{metadata.recipe}, {metadata.lowering}",
+                "video": "x".join(map(str, (length, *size))),
+                "crop": crop,
+                "walk": "x".join(said[1:]),
+                "foreseen_mib": round(foreseen / 2**20, 1),
+                "used_mib": round(peak / 2**20, 1),
+                "ratio": round(foreseen / peak, 3),
+            }
 
 
 def used(command: list[str]) -> int:
@@ -161,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--train", action="store_true", help="of training, not of models")
+    parser.add_argument("--inpaint", action="store_true", help="of inpainting, not of synthesis")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rows", nargs="+", type=int, default=range(len(TRAININGS)))
     parser.add_argument("--add", action="store_true", help="to the rows that OUTPUT holds")
@@ -184,6 +245,11 @@ def main() -> None:
             if arguments.output:  # a run may be cut off
                 save(arguments.output, rows)
         for model in arguments.models:
+            for row in inpaintings(Path(name), model) if arguments.inpaint else ():
+                rows.append(row)
+                print(row, flush=True)
+            if arguments.inpaint:
+                continue
             metadata = open_session(model, 1, optimize=False)[1]
             for frames, height, width in cases(model):
                 for suffix in (".npy", ".mp4"):

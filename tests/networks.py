@@ -55,7 +55,7 @@ class Network:
     def bind(self, x: Array, energy_grad: Array, unit_weights: Array | None = None) -> None:
         self.x, self.grad, self.weights = x, energy_grad, unit_weights
 
-    def run(self) -> Array:
+    def run(self, *, release: bool = False) -> Array:
         x = torch.from_numpy(self.x).double().requires_grad_(True)
         responses = x
         for conv in self.energy.descriptor.convs:  # type: ignore[union-attr]

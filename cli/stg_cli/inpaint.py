@@ -98,8 +98,8 @@ def inpaint(
 
     from stg_runtime.backends import open_backend
     from stg_runtime.backends.base import HostGradient
+    from stg_runtime.inpaint import held_bytes, plan, seam, start_bytes
     from stg_runtime.inpaint import inpaint as walk
-    from stg_runtime.inpaint import plan, seam
     from stg_runtime.mask import read_masked_clip
     from stg_runtime.memory import budget, refuse_larger
     from stg_runtime.video_write import check_video_output, write_video
@@ -128,11 +128,15 @@ def inpaint(
         init=init,
     )
     if isinstance(backend, HostGradient):
-        values = 4.0 * job.graph[1] * job.graph[2] * job.graph[3] * job.graph[4]
-        refuse_larger(  # what is known, and the interpolation of what is not
-            backend, job.graph[2:], held=4 * values, limit=budget(max_memory),
+        refuse_larger(
+            backend,
+            job.graph[2:],
+            held=held_bytes(job),
+            start=start_bytes(backend.metadata, job, int(np.count_nonzero(~known))),
+            finished=known.shape,
+            limit=budget(max_memory),
             hint="pass --crop auto, or --start and --frames for a part",
-        )  # fmt: skip
+        )
     began = time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("steps", total=job.n_steps) if bar else None

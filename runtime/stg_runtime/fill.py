@@ -242,6 +242,18 @@ class Trial:
         self.x = first
 
 
+def fill_bytes(pixels: int, hidden: int) -> int:
+    """Bytes that `fill` takes at its peak besides what it is given, features of pixels above all.
+
+    Measured on the fire, 40x64x64 to 80x96x96 with 4 to 50 % hidden: 0.96 to 1.08 of it.
+
+    Args:
+        pixels: of all frames.
+        hidden: how many of these are hidden.
+    """
+    return (90 << 20) + 650 * (pixels + hidden)
+
+
 def fill(x: Float32, observed_mask: Mask, *, seed: int = 0) -> Filled:
     """Fill hidden pixels as exactly as their visible surroundings in space and time allow.
 

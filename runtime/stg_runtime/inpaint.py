@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Backend, Chains
 from stg_runtime.errors import InputError
-from stg_runtime.fill import fill, interpolate_in_time
+from stg_runtime.fill import fill, fill_bytes, interpolate_in_time
 from stg_runtime.grids import refuse_scales
 from stg_runtime.health import check_share, not_finite, silent
 from stg_runtime.langevin import Float32
 from stg_runtime.mask import Mask, dilate
-from stg_runtime.spot import first_noise
+from stg_runtime.spot import Spot, first_noise
 from stg_runtime.video import Frames, to_model, to_pixels
 
 Init = Literal["noise", "interpolate"]
@@ -246,41 +246,96 @@ def inpaint(
     held = np.pad(known, pad)
     values = to_model(part[index], metadata.mean(), metadata.pixel_scale)
     spot = metadata.spot_noise
-    textured = spot is not None and spot.axes == "space-time"
+    texture = spot.evened() if spot is not None and spot.axes == "space-time" else None
     beside = 0
-    if spot is not None and textured:
-        spot = spot.evened()
-        elsewhere = spot.elsewhere(values, held)
+    if texture is not None:
+        elsewhere = texture.elsewhere(values, held)
         beside = int(elsewhere[job.margin :][: len(known)].sum())
         values = np.where(elsewhere, interpolate_in_time(values, held), values)
         held |= elsewhere
     chains = backend.chains(job.graph)
     chains.start(seed=job.seed, numbers=[0], init_std=metadata.init_std)
-    if job.init == "noise" and spot is not None and textured:
-        drawn = first_noise(spot, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
-        chains.write(spot.given(drawn, values, held)[None])
-    elif job.init == "interpolate" or spot is not None:
-        levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
-        mean, scale = metadata.mean()[:, None], np.float32(metadata.pixel_scale)
-        if job.init == "noise":
-            levels += _missing(metadata, job, known)
-        start = (levels - mean) / scale
-        chains.write(np.ascontiguousarray(start[None][:, :, index]))
+    start = _start(metadata, job, part, known, values, held, texture)
+    if start is not None:
+        chains.write(start[None])
+    del start, texture
     chains.clamp(values[None], np.broadcast_to(held, job.graph))
     _walk(chains, metadata, job, progress)
     walked = chains.read()[0, :, job.margin : job.margin + last - first]
-    free = np.broadcast_to(~known, walked.shape)
-    levels = walked * np.float32(metadata.pixel_scale) + (
-        metadata.mean() if metadata.mean().ndim == 4 else metadata.mean()[:, None]
-    )
-    beyond = int(np.count_nonzero(((levels < -0.5) | (levels > 255.5)) & free))
+    beyond = 0
+    for t, free in enumerate(~known):
+        image = metadata.mean()[:, t] if metadata.mean().ndim == 4 else metadata.mean()
+        levels = walked[:, t] * np.float32(metadata.pixel_scale) + image
+        beyond += int(np.count_nonzero(((levels < -0.5) | (levels > 255.5)) & free))
     check_share(
-        beyond, int(free.sum()), f"the walk (seed {job.seed})", f"after {job.n_steps} steps"
+        beyond,
+        len(walked) * int((~known).sum()),
+        f"the walk (seed {job.seed})",
+        f"after {job.n_steps} steps",
     )
     made = to_pixels(walked, metadata.mean(), metadata.pixel_scale)
     out = frames.copy()
     out[window] = np.where(known[..., None], frames[window], made)
     return Inpainted(out, beside / np.count_nonzero(~observed_mask))
+
+
+def _start(
+    metadata: Metadata,
+    job: Plan,
+    part: Frames,
+    known: Mask,
+    values: Float32,
+    held: Mask,
+    texture: Spot | None,
+) -> Float32 | None:
+    """Where the walk begins, (C, T, H, W) with its margins; None leaves white noise.
+
+    Args:
+        metadata: of the model.
+        job: the plan.
+        part: pixels of the box, 0 where hidden, (T, H, W, C).
+        known: True where these are given.
+        values: the box in model units, with margins.
+        held: True where values are given, of the box with margins.
+        texture: spot noise along space and time, where the model has it.
+    """
+    if job.init == "noise" and texture is not None:
+        drawn = first_noise(texture, job.graph[1:], seed=job.seed, number=0, init_std=1.0)
+        return texture.given(drawn, values, held)
+    if job.init == "noise" and metadata.spot_noise is None:
+        return None
+    levels = fill(part.transpose(3, 0, 1, 2).astype(np.float32), known).x
+    if job.init == "noise":
+        levels += _missing(metadata, job, known)
+    levels -= metadata.mean()[:, None]
+    levels /= np.float32(metadata.pixel_scale)
+    return np.ascontiguousarray(levels[:, _mirrored(len(known), job.margin)])
+
+
+def held_bytes(job: Plan) -> int:
+    """Bytes that `inpaint` holds besides videos, its chains and their gradient."""
+    # Known values and where they are; the box's pixels.
+    return (5 * job.graph[1] + 1) * math.prod(job.graph[2:])
+
+
+def start_bytes(metadata: Metadata, job: Plan, hidden: int) -> int:
+    """Bytes that the start of an inpainting takes at its peak, given back before the walk.
+
+    Args:
+        metadata: of the model.
+        job: the plan.
+        hidden: how many pixels are hidden, in all frames.
+    """
+    spot, one = metadata.spot_noise, 4 * math.prod(job.graph)
+    if job.init == "noise" and spot is not None and spot.axes == "space-time":
+        shape = job.graph[1:]
+        # The gradient's buffer, counted elsewhere, is not touched yet: the draw is there.
+        return max(spot.scratch_bytes(shape), spot.given_bytes(shape))
+    if job.init == "noise" and spot is None:
+        return 0
+    pixels = (job.frames[1] - job.frames[0]) * job.box[2] * job.box[3]
+    # For noise there are two interpolations, and the first is kept.
+    return fill_bytes(pixels, hidden) + (one if job.init == "noise" else 0)
 
 
 def _missing(metadata: Metadata, job: Plan, known: Mask) -> Float32:

@@ -27,10 +27,10 @@ MIB = 1 << 20
 _UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 _SHARE = 0.85  # of the free memory that a run takes when nothing is said: others want some too
 _UNMEASURED = 4096.0  # bytes per voxel that no network of ours has come near
-_WRITER = 22 * MIB  # the libraries and buffers of an encoder, WebM's the largest
+_WRITER = 20 * MIB  # the libraries and buffers of an encoder, WebM's the largest
 _WRITER_PER_PIXEL = 200  # bytes; it looks ahead some forty frames
-# Pieces of several shapes do not fill the memory that each other left.
-_MIXED = 1.1
+# Above what is measured: pieces of several shapes do not fill the memory that each other left.
+_SPARE = 1.05
 # Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
 # length from a stranger's file must not keep us counting.
 MOST_PIECES = 4096
@@ -144,18 +144,16 @@ class Cost:
 def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
     """Run two small gradients and see what they take.
 
-    Memory is nearly linear in the voxels, and a little less for a large piece than for a small one
-    (ends are padded). Measure a gradient once: what it took it keeps, and a second measurement
-    would find nothing.
+    The first also takes what stays and does not grow, code and tables of its library; the second
+    tells what a voxel takes. Both give back their memory, so that the walk finds it in one piece.
 
     Args:
         gradient: to be measured.
         room: bytes that the measurement itself should stay below.
     """
     metadata = gradient.metadata
+    fixed = 0
     points: list[tuple[int, float]] = []
-    give_back()
-    base = resident_memory()
     probe = float(_SMALLEST_PROBE)
     for _ in range(2):
         size = probe_size(metadata, probe)
@@ -163,16 +161,22 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
             break
+        give_back()
+        base = resident_memory()
         x, grad = np.full(shape, 0, np.float32), np.ones(shape, np.float32)
         _peak(reset=True)
         gradient.bind(x, grad)
-        gradient.run()
+        gradient.run(release=True)
         points.append((voxels, _peak() - base - 2 * x.nbytes))
         if points[-1][1] <= 0:
             return Cost(0, _UNMEASURED)
+        if len(points) == 1:
+            del x, grad
+            give_back()
+            fixed = max(0, resident_memory() - base)
         probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
-    return Cost(0, _MIXED * taken / voxels)
+    return Cost(fixed, _SPARE * taken / voxels)
 
 
 def start_bytes(
@@ -352,7 +356,7 @@ def plan_windows(
         f"--max-memory {show_memory(limit)}: this run needs at least {show_memory(needed)} "
         f"({show_memory(voxels * per_voxel + held)} for the video, {show_memory(window)} for its "
         f"smallest window, {show_memory(fixed - held)} for the program); in one piece it takes "
-        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, (*lengths,), cost))}"
+        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, lengths, cost))}"
     )
     area = chains * lengths[1] * lengths[2] * per_voxel
     longest = int((limit - fixed - window) // area) if area else 0
@@ -378,28 +382,38 @@ def foresee(
     lengths: Sequence[int],
     *,
     chains: int = 1,
-    finished: Size | None = None,
+    finished: Sequence[int] | None = None,
+    start: float | None = None,
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to a fifth more than is used, see `bench/memory.py`. The modules that write the file are
+    Up to 15 % more than is used, see `bench/memory.py`. The modules that write the file are
     loaded already (`check_video_output` does that).
 
     Args:
         gradient: that will be walked; it is measured, see `measure`.
         lengths: (T, H, W) of the walk, margins included.
         chains: walked together.
-        finished: size of a finished video; that of the walk by default.
+        finished: (T, H, W) of a finished video; that of the walk by default.
+        start: bytes that making the walk's start takes; `start_bytes` by default.
     """
-    start = start_bytes(gradient.metadata, lengths, chains=chains)
+    if start is None:
+        start = start_bytes(gradient.metadata, lengths, chains=chains)
     base = resident_memory()
-    size = (finished.frames, finished.height, finished.width) if finished else tuple(lengths)
     cost = measure(gradient)
-    return _whole(base, gradient.metadata.channels, lengths, chains, size, cost, start)
+    channels = gradient.metadata.channels
+    return _whole(base, channels, lengths, chains, finished or lengths, cost, start)
 
 
 def refuse_larger(
-    gradient: HostGradient, lengths: Sequence[int], *, held: float, limit: int | None, hint: str
+    gradient: HostGradient,
+    lengths: Sequence[int],
+    *,
+    held: float,
+    start: float,
+    finished: Sequence[int],
+    limit: int | None,
+    hint: str,
 ) -> None:
     """Refuse a walk in one piece that does not fit, before it starts.
 
@@ -407,6 +421,8 @@ def refuse_larger(
         gradient: that will be walked; measured when the walk is not clearly small.
         lengths: (T, H, W) of the walk.
         held: bytes that the caller will hold besides.
+        start: bytes that making the walk's start takes.
+        finished: (T, H, W) of the finished video.
         limit: bytes this process may hold in all; None is no limit.
         hint: what the user could do.
 
@@ -414,17 +430,15 @@ def refuse_larger(
         InputError: the figure, and the longest walk that would fit.
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
-    start = start_bytes(gradient.metadata, lengths)
-    surely = (
-        resident_memory() + _writer(lengths) + start + held + voxels * (9 * channels + _UNMEASURED)
-    )
+    fixed = _writer(finished) + channels * math.prod(finished) + held
+    surely = resident_memory() + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
     base = resident_memory()
-    needed = foresee(gradient, lengths) + held
+    needed = foresee(gradient, lengths, start=start, finished=finished) + held
     if needed <= limit:
         return
-    fixed = base + _writer(lengths)
+    fixed += base
     longest = int((limit - fixed) / (needed - fixed) * lengths[0])
     fits = f"; about {longest} frames would fit" if longest > 0 else ""
     raise InputError(
@@ -438,14 +452,14 @@ def _whole(
     channels: int,
     lengths: Sequence[int],
     chains: int,
-    finished: tuple[int, ...],
+    finished: Sequence[int],
     cost: Cost,
     start: float = 0.0,
 ) -> int:
     voxels = chains * math.prod(lengths)
-    # What first noise takes is given back before the gradient takes its own.
-    walked = (2 * 4 + 1) * channels * voxels + max(start, cost.of(voxels))
-    return int(base + walked + _writer(finished) + channels * math.prod(finished))
+    # The start gives its memory back before the gradient takes its own; pixels and file come last.
+    later = cost.of(voxels) + channels * voxels + _writer(finished) + channels * math.prod(finished)
+    return int(base + 2 * 4 * channels * voxels + max(start, later))
 
 
 def _writer(lengths: Sequence[int]) -> int:

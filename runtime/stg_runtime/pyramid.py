@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Metadata
 from stg_runtime.backends.base import Chains
+from stg_runtime.backends.host import HostChains
 from stg_runtime.langevin import Float32
 from stg_runtime.spot import NO_WRAP, Spot, Wrap
 
@@ -55,6 +56,11 @@ class Pyramid:
     def step(self, number: int, *, step_size: float, noise_scale: float) -> Float32 | None:
         """See `Chains.step`."""
         return self._chains.step(number, step_size=step_size, noise_scale=noise_scale)
+
+    def release(self) -> None:
+        """See `HostChains.release`; of this scale alone."""
+        assert isinstance(self._chains, HostChains), "models of several scales walk on the host"
+        self._chains.release()
 
     def energies(self) -> Float32:
         """See `Chains.energies`."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stg_runtime.artifact import Axis, Metadata, Size
 from stg_runtime.backends.base import Backend, Chains, HostGradient
+from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
 from stg_runtime.footage import Footage, begin
 from stg_runtime.grids import (
@@ -23,9 +24,9 @@ from stg_runtime.grids import (
 )
 from stg_runtime.health import check_levels, check_pixels, not_finite, silent
 from stg_runtime.langevin import Float32
-from stg_runtime.memory import plan_windows, start_bytes
+from stg_runtime.memory import give_back, plan_windows, start_bytes
 from stg_runtime.pyramid import Pyramid
-from stg_runtime.spot import Spot, Wrap, first_noise
+from stg_runtime.spot import Wrap
 from stg_runtime.video import cut_edges, to_pixels
 from stg_runtime.windows import Windowed, check_period
 
@@ -223,7 +224,8 @@ def fitted_chains(
         coarser = fitted_chains(
             backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces
         )
-        held += (2 * 4 + 1) * math.prod(coarser.shape)
+        # Its chains; what it made in this scale's units, twice while that is computed.
+        held += (2 * 4 + 2 * 4) * math.prod(coarser.shape)
         return Pyramid(
             _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces),
             coarser,
@@ -375,11 +377,13 @@ def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int])
         chains.start(seed=job.seed, numbers=numbers, init_std=init_std, spot=spot, wrap=job.wrap)
         return
     assert isinstance(chains, Pyramid), "chains of several scales come from `fitted_chains`"
-    chains.start(seed=job.seed, numbers=numbers, init_std=metadata.init_std)
     there = chains.coarser_metadata
     inner = coarser_plan(there, job)
     start(chains.coarser, there, inner, numbers)
     walk(chains.coarser, there, inner, numbers=numbers)
+    assert isinstance(chains.coarser, HostChains | Pyramid)
+    chains.coarser.release()
+    give_back()
     made = to_finer(
         chains.coarser.read(),
         there.mean(),
@@ -387,20 +391,16 @@ def start(chains: Chains, metadata: Metadata, job: Plan, numbers: Sequence[int])
         metadata.mean(),
         metadata.pixel_scale,
     )
-    first = None if spot is None else _spot_noise(spot, job, numbers)
-    chains.write(refine(first, made, job.wrap))
-
-
-def _spot_noise(spot: Spot, job: Plan, numbers: Sequence[int]) -> Float32:
-    """First noise of these videos, (N, C, T, H, W), model units."""
-    return np.stack(
-        [
-            first_noise(
-                spot, job.graph[1:], seed=job.seed, number=number, init_std=1.0, wrap=job.wrap
-            )
-            for number in numbers
-        ]
+    # In the chains' own memory, and a frame at a time: what is made meanwhile is small.
+    chains.start(
+        seed=job.seed, numbers=numbers, init_std=metadata.init_std, spot=spot, wrap=job.wrap
     )
+    x = chains.read()
+    for video, coarse in zip(x, made, strict=True):
+        for t in range(video.shape[1]):
+            first = None if spot is None else video[:, t]
+            video[:, t] = refine(first, coarse[:, t], job.wrap)
+    chains.write(x)
 
 
 def walk(

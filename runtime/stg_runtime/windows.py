@@ -233,7 +233,7 @@ class Windowed:
             self._room = np.empty(largest, np.float32)
             self._room_grad = np.empty(largest, np.float32)
 
-    def run(self) -> Float32:
+    def run(self, *, release: bool = False) -> Float32:
         """See `HostGradient.run`."""
         x, whole = self._x, self._grad
         energy = self._begin()
@@ -243,6 +243,7 @@ class Windowed:
             key=lambda box: -math.prod(item.length for item in box),
         )
         for box in boxes:
+            last = box is boxes[-1]
             shape = (*x.shape[:2], *(item.length for item in box))
             size = math.prod(shape)
             piece = self._room[:size].reshape(shape)
@@ -251,7 +252,7 @@ class Windowed:
             for there, here in places:
                 piece[here] = x[there]
             self._gradient.bind(piece, grad, _weights(box))
-            energy += self._gradient.run()
+            energy += self._gradient.run(release=release and last)
             for there, here in places:  # a period shorter than its piece is met more than once
                 whole[there] += grad[here]
         return energy.astype(np.float32)

@@ -1,11 +1,14 @@
 """First values of hidden pixels: what is visible stays, what is hidden is never read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from stg_runtime.fill import (
     fill,
+    fill_bytes,
     gaps,
     harmonic_fill,
     held_out,
@@ -159,3 +162,15 @@ def test_tiny_videos_are_filled(shape: tuple[int, int, int]) -> None:
     mask[0, 0, 0] = False
     filled = fill(np.full((3, *shape), 50, np.float32), mask)
     np.testing.assert_allclose(filled.x, 50, atol=1e-3)
+
+
+def test_no_more_memory_is_taken_than_is_foreseen() -> None:
+    shape = (40, 64, 64)
+    x = np.random.default_rng(0).normal(120, 30, (3, *shape)).astype(np.float32)
+    mask = generate("region:20", shape, 3)
+    tracemalloc.start()
+    fill(x, mask)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    foreseen = fill_bytes(mask.size, int((~mask).sum()))
+    assert 0.7 * foreseen < taken < 1.05 * foreseen, taken / foreseen

@@ -36,7 +36,7 @@ class Energy:
     def bind(self, x: NDArray[np.float32], energy_grad: NDArray[np.float32]) -> None:
         self.x, self.grad = x, energy_grad
 
-    def run(self) -> NDArray[np.float32]:
+    def run(self, *, release: bool = False) -> NDArray[np.float32]:
         self.calls += 1
         variance = np.float32(self.metadata.reference_std**2)
         np.divide(self.x, variance, out=self.grad)

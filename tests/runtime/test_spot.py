@@ -453,6 +453,23 @@ def test_between_given_frames_each_place_is_led_as_kriging_says() -> None:
     assert np.array_equal(found[given], np.r_[before.ravel(), after.ravel()])
 
 
+@pytest.mark.parametrize("frames", [20, 80])
+def test_given_takes_no_more_memory_than_is_foreseen(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GIVEN_STEPS", 3)
+    spot, shape = Spot(a_scene(), "space-time"), (3, frames, 48, 48)
+    x, known = np.zeros(shape, np.float32), np.ones(shape[1:], bool)
+    known[:, 20:30, 20:30] = False
+    values = np.random.default_rng(1).standard_normal(shape, np.float32)
+    tracemalloc.start()
+    spot.given(x, values, known)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    foreseen = spot.given_bytes(shape)
+    assert 0.8 * foreseen < taken < 1.05 * foreseen
+
+
 @pytest.mark.parametrize("axes", ["time", "space-time"])
 def test_between_takes_no_more_memory_than_is_foreseen(
     axes: Axes, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from stg_runtime.artifact import LARGEST_SPOT
 from stg_runtime.errors import InputError
+from stg_runtime.fill import fill_bytes
 from stg_runtime.grids import FACTOR
 from stg_runtime.memory import MIB, budget, resident_memory, show_memory
 from stg_train.chains import autocast, walk
@@ -337,7 +338,7 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
         held += whole
     noise = _first_noise(recipe, clips)
     held += noise.held
-    luminance = whole // _CHANNELS
+    luminance, pixels = whole // _CHANNELS, data.frames * math.prod(data.size)
     pieces = _IN_PIECES.get(recipe.precision, 1.0)
     stages = {
         # Before there are chains and moments.
@@ -346,7 +347,8 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
         "an update": max(int(pieces * update), weights + noise.on_device),
         "synthesis": weights + max(noise.making, _sampled(recipe)),
         "measures": weights + _MEASURES + 5 * whole + clips * luminance,
-        "a recovery": weights + (14 * whole if hidden else 0),
+        # As of masks that hide a quarter; what this one hides is not known yet.
+        "a recovery": weights + (14 * whole + fill_bytes(pixels, pixels // 4) if hidden else 0),
     }
     return _Scale(held, state, on_device, stages)
 

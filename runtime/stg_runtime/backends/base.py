@@ -128,8 +128,12 @@ class HostGradient(Protocol):
             unit_weights: of the top units' responses, (1, 1, T', H', W'); None is 1 for all.
         """
 
-    def run(self) -> Float32:
+    def run(self, *, release: bool = False) -> Float32:
         """Compute dE/dx at `x` into the bound `energy_grad`.
+
+        Args:
+            release: give the memory that this took back afterwards, instead of keeping it for the
+                next run.
 
         Returns:
             E(x), shape (N,), before the step.

@@ -97,6 +97,10 @@ class HostChains:
         self._hold()
         return energy
 
+    def release(self) -> None:
+        """Give back what the gradient works in, until the next step; it is computed once more."""
+        self._gradient.run(release=True)
+
     def energies(self) -> Float32:
         """See `Chains.energies`."""
         return np.array(self._energies, np.float32).reshape(-1, self.shape[0])
