@@ -192,7 +192,7 @@ def test_distant_frames_give_the_unit() -> None:
 
 def test_an_independent_video_reads_what_is_said_of_the_clip() -> None:
     generator = np.random.default_rng(3)
-    # Frames in any order have the clip's mean and variance at every place; some stay where they are.
+    # Frames drawn at random have the mean and variance of the clip at every place.
     slow = texture(4, 24)
     read = [measure(slow, slow[generator.integers(24, size=24)]).difference for _ in range(60)]
     said = independent_difference([slow])
