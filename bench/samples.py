@@ -19,7 +19,7 @@ import numpy as np
 from stg_runtime.backends import open_backend
 from stg_runtime.contact_sheet import contact_sheet, save_image
 from stg_runtime.doctor import processor, version
-from stg_runtime.measures import compare
+from stg_runtime.measures import compare, independent_difference
 from stg_runtime.synthesize import fitted_chains, plan, synthesize
 from stg_runtime.threads import usable_threads
 
@@ -49,11 +49,13 @@ def main() -> None:
         for seed, measures in zip(options.seeds, found.videos, strict=True):
             rows[f"K {steps}, seed {seed}"] |= measures.as_dict()
         between[f"K {steps}"] = found.diversity
+    independent = independent_difference(clips)
     names = [name for name in next(iter(rows.values())) if name != "seconds"]
     print(f"{'':<18}" + " ".join(f"{name:>{max(7, len(name))}}" for name in names))
     for name, row in rows.items():
         cells = [f"{row[key]:>{max(7, len(key))}.3f}" for key in names]
         print(f"{name:<18}" + " ".join(cells))
+    print(f"an independent video's difference: {independent:.3f}")
     print("diversity " + ", ".join(f"{name}: {value}" for name, value in between.items()))
     if options.sheet:
         sheet = contact_sheet([("observed", clips[0]), *videos.items()], columns=10)
@@ -67,6 +69,7 @@ def main() -> None:
             "recipe": backend.metadata.recipe,
             "rows": rows,
             "diversity": between,
+            "independent": independent,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -52,6 +52,7 @@ def compare(
             ],
             "diversity": found.diversity,
             "halves": found.halves.as_dict() if found.halves else None,
+            "independent": found.independent,
         }
         print_json(result)
         return

@@ -163,11 +163,14 @@ class Comparison:
             the clip's own difference at distant times; None for one video. 0: two are alike.
         halves: the second half of the first clip against its first half, the figures that more of
             the same material gets; None where a half is shorter than `MIN_FRAMES`.
+        independent: the difference at equal times that an unrelated video reads on average; see
+            `independent_difference`. None in records of before it was measured.
     """
 
     videos: tuple[Measures, ...]
     diversity: float | None
     halves: Measures | None
+    independent: float | None = None
 
 
 def compare(
@@ -190,7 +193,12 @@ def compare(
         _check(video, name, observed[0])
     clips = _Videos(observed)
     videos = tuple(_measure(clips, video) for video in synthesized)
-    return Comparison(videos, diversity(observed, synthesized), _halves(observed[0]))
+    return Comparison(
+        videos,
+        diversity(observed, synthesized),
+        _halves(observed[0]),
+        independent_difference(observed),
+    )
 
 
 def measure(observed: Frames, synthesized: Frames) -> Measures:
@@ -250,6 +258,31 @@ def distant_difference(observed: Sequence[Frames]) -> float:
             "motion and novelty are measured against its own; give a video in which something moves"
         )
     return unit
+
+
+def independent_difference(observed: Sequence[Frames]) -> float:
+    """The difference at equal times of a video that shares with a clip only what each place does.
+
+    Of a video that is independent of the clip and has its mean and its variance at every place, the
+    mean squared difference is twice that variance. Distant moments of the clip itself differ by
+    more where it is slow: whatever it does once in its length, it does on both sides of its own
+    mean. The unit is then larger than what any new video with that mean and variance can read on
+    the average.
+
+    Args:
+        observed: clips, each uint8, (T, H, W, 3).
+
+    Returns:
+        In units of the clips' own rms difference at distant times; of several clips, the root of
+        the mean square over their frames.
+
+    Raises:
+        InputError: the clips do not move.
+    """
+    frames = sum(len(clip) for clip in observed)
+    # The mean over all pairs of frames, each with itself too, is twice the variance over time.
+    squares = (_squared_distances(clip, clip).mean() * len(clip) for clip in observed)
+    return float(np.sqrt(sum(squares) / frames)) / distant_difference(observed)
 
 
 def feature_distance(observed: Sequence[Frames], synthesized: Sequence[Frames]) -> float:
@@ -330,6 +363,9 @@ def table(comparison: Comparison, names: Sequence[str]) -> list[list[str]]:
         rows.append(
             ["diversity, least of all pairs", f"{comparison.diversity:.2f}", *blank, "1", ""]
         )
+    if comparison.independent is not None:
+        label = "an independent video's difference at equal times"
+        rows.append([label, f"{comparison.independent:.2f}", *[""] * (len(names) + 1)])
     return rows
 
 

@@ -11,6 +11,7 @@ from stg_runtime.measures import (
     distant_difference,
     diversity,
     feature_distance,
+    independent_difference,
     measure,
     spatial_power,
     table,
@@ -189,6 +190,20 @@ def test_distant_frames_give_the_unit() -> None:
     assert distant_difference([independent]) == pytest.approx(255 / np.sqrt(6), rel=0.01)
 
 
+def test_an_independent_video_reads_what_is_said_of_the_clip() -> None:
+    generator = np.random.default_rng(3)
+    # Frames drawn at random have the mean and variance of the clip at every place.
+    slow = texture(4, 24)
+    read = [measure(slow, slow[generator.integers(24, size=24)]).difference for _ in range(60)]
+    said = independent_difference([slow])
+    assert np.sqrt(np.mean(np.square(read))) == pytest.approx(said, rel=0.02)
+    assert said < 0.95 < independent_difference([noise()]) <= 1
+    assert compare([slow], [OTHER]).independent == said
+    # Of two clips the one that varies more counts more, not the one that lies elsewhere.
+    still = np.repeat(CLIP[:1], 24, 0)
+    assert independent_difference([slow, still]) == pytest.approx(said)
+
+
 def test_halves_are_given_where_they_are_long_enough() -> None:
     halves = compare([CLIP], [OTHER]).halves
     assert halves == measure(CLIP[:24], CLIP[24:])
@@ -212,7 +227,7 @@ def test_every_figure_is_described_and_stays_where_it_was() -> None:
 def test_the_table_has_a_row_for_each() -> None:
     rows = table(compare([CLIP], [OTHER, noise()]), ["a", "b"])
     assert rows[0] == ["", "a", "b", "best", "clip's halves"]
-    assert len(rows) == len(MEASURES) + 2
+    assert len(rows) == len(MEASURES) + 3
     assert {len(row) for row in rows} == {5}
 
 

@@ -49,6 +49,18 @@ def test_the_best_parameters_are_kept_and_measured(
     )
 
 
+def test_of_equals_the_earlier_is_kept(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([0.5, 0.495, 0.48, 0.475])
+    monkeypatch.setattr(run_module, "sample_score", lambda learner: next(told))
+    work = Run.start(tmp_path / "run", tiny_recipe(clip, **{"learning.select_every": 2}))
+    work.learn()
+    # 0.495 is within the margin of 0.5 and 0.475 of 0.48; 0.48 is not of 0.5.
+    assert work.learner.best is not None and work.learner.best.update == 6
+    assert work.learner.best_score == 0.48
+
+
 def test_a_stop_in_between_changes_nothing(clip: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(clip, **{"learning.select_every": 3})
     Run.start(tmp_path / "whole", recipe).learn()

@@ -16,6 +16,9 @@ from stg_train.sample import sample
 VIDEOS = 2
 # Of the videos that choose; those that are measured when learning is done have another seed.
 SEED_OFFSET = 1 << 62
+# Share by which later parameters must be better than those that are kept. Two videos do not tell
+# less apart, and of equals the earlier energy is the weaker one, which moves longer walks less.
+MARGIN = 0.02
 
 # What counts as one unit of each measure: the goals that samples are held to.
 SPATIAL_DB, TEMPORAL_DB, RATIO, FEATURE, DIFFERENCE = 1.0, 1.5, 1.1, 0.03, 0.1
@@ -59,8 +62,9 @@ def sample_score(learner: Learner) -> float | None:
 
 
 def keep_best(learner: Learner, found: float) -> None:
-    """Keep the learner's parameters, of score `found`, where they are better than what is kept."""
-    if learner.best is None or _outgrown(learner) or found < learner.best_score:
+    """Keep the learner's parameters, of score `found`, where they are clearly the best so far."""
+    better = found < (1 - MARGIN) * learner.best_score
+    if learner.best is None or _outgrown(learner) or better:
         learner.best_score = found
         for scale in learner.scales():
             scale.best = Kept(scale.update_count, scale.parameters(), scale.returns)
