@@ -24,6 +24,7 @@ from stg_runtime.artifact import (
 from stg_runtime.backends.base import Backend, Shape
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError, StgError
+from stg_runtime.files import write_failed
 from stg_runtime.grids import COARSER_KEY, unpack_coarser
 from stg_runtime.interrupts import signals_wait
 from stg_runtime.onnx_check import LARGEST_FILE, check_onnx
@@ -160,7 +161,10 @@ def coarser_file(path: Path) -> Iterator[Path]:
     stored = session.get_modelmeta().custom_metadata_map.get(COARSER_KEY)
     with tempfile.TemporaryDirectory(prefix="stg-scale-") as folder:
         inner = Path(folder) / "coarser.onnx"
-        inner.write_bytes(unpack_coarser(stored, str(path)))
+        try:
+            inner.write_bytes(unpack_coarser(stored, str(path)))
+        except OSError as error:
+            raise write_failed(inner, error) from None
         yield inner
 
 
