@@ -137,6 +137,10 @@ def test_sheet(trained: Path, tmp_path: Path) -> None:
         (["--device", "gpu"], "expected auto, cpu"),
         (["-n", "0"], "'-n'"),
         (["--nonsense"], "--nonsense"),
+        (["--first", "18446744073709551616"], "'--first'"),
+        (["--frames", "2147483648"], "frames: Input should be less than or equal to 16777216"),
+        (["--frames", "8589934592", "--loop"], "frames: Input should be less than or equal to"),
+        (["--size", "2147483648x16", "--tile"], "height: Input should be less than or equal to"),
     ],
 )
 def test_synthesize_refuses_bad_options(
