@@ -195,9 +195,10 @@ def test_numbers_that_nothing_can_be_computed_from_are_refused(field: str, wrong
     "changes",
     [
         {"min_size": {"frames": 41, "height": 20, "width": 24}},
-        dict.fromkeys(
-            ("size", "graph_size", "min_size"), {"frames": 1 << 20, "height": 99, "width": 9}
-        ),
+        {
+            key: {"frames": 1 << 20, "height": 99, "width": 9}
+            for key in ("size", "graph_size", "min_size")
+        },
         {"stride": [1] * 3, "receptive_field": [9] * 3, "padding": [9] * 3},
         {"stride": [1] * 3, "receptive_field": [99] * 3, "padding": [44] * 3},
     ],
