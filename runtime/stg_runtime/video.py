@@ -148,12 +148,16 @@ def count_clips(path: Path) -> int:
     """How many clips a path holds: N of an .npy of N x T x H x W x 3, otherwise 1.
 
     Raises:
-        InputError: an .npy that cannot be read.
+        InputError: an .npy that cannot be read, or that holds none.
     """
     if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size == 0:
         return 1  # reading it, which follows, says what is wrong
     array = load_array(path)
-    return array.shape[0] if array.ndim == 5 else 1
+    if array.ndim != 5:
+        return 1  # or no clip at all, which reading it says
+    if not array.shape[0]:
+        raise InputError(f"{path}: holds no clips, its shape is {array.shape}")
+    return int(array.shape[0])
 
 
 def iter_frames(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stg_runtime.errors import InputError
-from stg_runtime.video import read_clip
+from stg_runtime.video import count_clips, read_clip
 from stg_runtime.video_write import write_video
 
 
@@ -51,6 +51,12 @@ def test_a_damaged_npy_header_is_one_line(tmp_path: Path, header: str) -> None:
     with pytest.raises(InputError) as caught:
         read_clip(tmp_path / "a.npy")
     assert "a.npy: not a readable .npy" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_array_of_no_clips_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((0, 2, 4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a.npy: holds no clips"):
+        count_clips(tmp_path / "a.npy")
 
 
 def test_16_bit_images_keep_their_upper_bits(tmp_path: Path) -> None:
