@@ -325,6 +325,7 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["stg_checkpoint"])
     tensors = load_file(path)
+    several = {**header["recipe"]["learning"], "regime": "multi-grid", "scales": 2}
     for broken in (
         {key: value for key, value in header.items() if key != "fps"},
         [1, 2],
@@ -336,6 +337,7 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
         {**header, "kept": {"update": 1}},
         {**header, "versions": 7},
         {**header, "norm_mean": 10**400},
+        {**header, "recipe": {**header["recipe"], "learning": several}},
         {**header, "fps": 1e9},
         {**header, "kept": {"update": 1, "returns": 1}},
         {**header, "best": {"update": 1, "returns": 1}},

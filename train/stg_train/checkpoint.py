@@ -185,6 +185,8 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
     kept = header["kept"]
     best, best_score = header.get("best"), header.get("best_score")  # not in older files
     recipe = parse_recipe(header["recipe"], str(path))
+    if (recipe.scales > 1) != (coarser is not None):
+        raise ValueError("its recipe and its state are of different numbers of scales")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise ValueError("a tensor holds values that are not finite")
     mean = tensors["mean"]
@@ -320,8 +322,6 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
         learner.recovery.restore(
             checkpoint.tensors["recovery.x"], checkpoint.tensors["recovery.first"]
         )
-    if (learner.coarser is None) != (checkpoint.coarser is None):
-        raise ValueError("its recipe and its state are of different numbers of scales")
     if learner.coarser is not None and checkpoint.coarser is not None:
         _restore(learner.coarser, checkpoint.coarser)
     learner.kept = _kept(learner, checkpoint, "kept.", checkpoint.kept)
