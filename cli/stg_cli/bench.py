@@ -81,9 +81,14 @@ def bench(
         )
     if isinstance(backend, HostGradient):
         refuse_larger(
-            backend, (count * job.graph[2], *job.graph[3:]), held=0, limit=budget(None),
+            backend,
+            (count * job.graph[2], *job.graph[3:]),  # of all chains
+            held=0,
+            start=0,
+            finished=(0, 0, 0),  # no video is made
+            limit=budget(None),
             hint="pass a smaller -n, --frames or --size",
-        )  # fmt: skip
+        )
     on_gpu = hasattr(backend, "device")
     timed = repeats or (50 if on_gpu else 3)
     figures = measure(
