@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file of stg-export.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]|tensorrt", help="Where to run.")]
-Chains = Annotated[int, typer.Option("-n", "--count", min=1, help="Chains walked together.")]
+Chains = Annotated[
+    int, typer.Option("-n", "--count", min=1, max=1 << 20, help="Chains walked together.")
+]
 Frames = Annotated[int | None, typer.Option(min=1, help="Length [default: the model's].")]
 Size = Annotated[
     str | None, typer.Option(metavar="HxW", help="Size in pixels [default: the model's].")
@@ -60,8 +62,10 @@ def bench(
     The limits, a large matrix product and a large copy, are measured in the same run.
     """
     from stg_runtime.backends import open_backend
+    from stg_runtime.backends.base import HostGradient
     from stg_runtime.bench import measure
     from stg_runtime.errors import InputError
+    from stg_runtime.memory import budget, refuse_larger
     from stg_runtime.synthesize import plan
 
     if (vs is None) != (run is None):
@@ -74,6 +78,16 @@ def bench(
     if "N" not in backend.metadata.free_axes and count != 1:
         raise InputError(
             f"-n {count}: {model} walks 1 chain at a time; leave it out, or export without --static"
+        )
+    if isinstance(backend, HostGradient):
+        refuse_larger(
+            backend,
+            (count * job.graph[2], *job.graph[3:]),  # of all chains
+            held=0,
+            start=0,
+            finished=(0, 0, 0),  # no video is made
+            limit=budget(None),
+            hint="pass a smaller -n, --frames or --size",
         )
     on_gpu = hasattr(backend, "device")
     timed = repeats or (50 if on_gpu else 3)

@@ -6,9 +6,11 @@ import errno
 import importlib.util
 import json
 import logging
+import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Never, Protocol
@@ -42,6 +44,9 @@ def run_app(app: typer.Typer) -> Never:
     told = logging.StreamHandler()
     told.setFormatter(_Plain())
     logging.basicConfig(handlers=[told], level=logging.WARNING)
+    if not debug:
+        # What is not finite is found and named; NumPy would tell of it before, in several lines.
+        warnings.simplefilter("ignore", RuntimeWarning)
     try:
         for argument in sys.argv[1:]:
             _check_text(argument)
@@ -156,8 +161,16 @@ def _integers(option: str, text: str, separator: str, count: int, form: str) -> 
 
 
 def print_json(value: Any) -> None:
-    """A result for programs, on stdout."""
-    print(json.dumps(value, indent=2))
+    """A result for programs, on stdout; what is not finite is null there, as JSON has no NaN."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_rows(rows: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -188,7 +189,12 @@ def inpaint(
     if edge is not None:
         print(
             f"seam: gradient discontinuity across the mask's edge {edge.kink:.2f} grey levels, "
-            f"around it {edge.kink_around:.2f}, ratio {edge.ratio:.2f} (1: invisible)"
+            f"around it {edge.kink_around:.2f}, "
+            + (
+                f"ratio {edge.ratio:.2f} (1: invisible)"
+                if math.isfinite(edge.ratio)
+                else "no ratio: it is flat"
+            )
         )
     if error is not None:
         print(f"mean absolute error over hidden pixels {error:.2f} of 255 grey levels")

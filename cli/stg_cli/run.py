@@ -95,7 +95,10 @@ def synthesize(
         float | None, typer.Option(help="Times the model's frames per second.")
     ] = None,
     first: Annotated[
-        int, typer.Option(min=0, help="With -n: number of the first video; numbers fix the noise.")
+        int,
+        typer.Option(
+            min=0, max=1 << 31, help="With -n: number of the first video; numbers fix the noise."
+        ),
     ] = 0,
     only: Annotated[
         int | None, typer.Option(min=0, help="Of the -n videos, make this one alone.")

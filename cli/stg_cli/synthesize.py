@@ -65,7 +65,11 @@ class Request:
 
     def rate(self, model_fps: float) -> float:
         """Frames per second of the output."""
-        fps = self.fps if self.fps is not None else model_fps * (self.speed or 1.0)
+        fps = (
+            self.fps
+            if self.fps is not None
+            else model_fps * (1.0 if self.speed is None else self.speed)
+        )
         if not 0.1 <= fps <= 1000:
             raise InputError(f"{fps:g} frames per second; from 0.1 to 1000 can be written")
         return fps
@@ -137,11 +141,15 @@ def _open(request: Request, *, host_only: str) -> Backend:
     )
 
 
-def _check(request: Request) -> None:
+def _check_rate(request: Request) -> None:
     if request.fps is not None and request.speed is not None:
         raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
     if request.speed is not None and not request.speed > 0:
         raise InputError(f"--speed {request.speed:g}: must be above 0")
+
+
+def _check(request: Request) -> None:
+    _check_rate(request)
     check_strength(request.strength)
     if request.init is not None and request.between is not None:
         raise InputError("--init and --between exclude each other")
@@ -297,8 +305,7 @@ def stream(request: Request) -> dict[str, Any]:
     for option, given in unfit.items():
         if given:
             raise InputError(f"--endless and {option} exclude each other")
-    if request.fps is not None and request.speed is not None:
-        raise InputError("--fps and --speed exclude each other: --speed multiplies the model's fps")
+    _check_rate(request)
     check_stream(request.output, request.stream_format, request.overwrite)
     backend = _open(request, host_only="--endless")
     metadata = backend.metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from stg_runtime.artifact import (
     Parity,
     Precision,
     Size,
+    named_faults,
     pack_mean_image,
     pack_spot,
 )
 from stg_runtime.backends.onnxruntime_cpu import require_onnxruntime
 from stg_runtime.errors import InputError
 from stg_runtime.grids import FACTOR, check_scales
+from stg_runtime.memory import budget, resident_memory, show_memory
 from stg_train.checkpoint import Checkpoint
 from stg_train.descriptor import AXES, Descriptor, Energy, min_size, top_units
 from stg_train.observed import Observed
@@ -141,58 +144,60 @@ def _export_scale(
         graph.append(needed)
     units = top_units(layers, trained)
     free_axes: tuple[Axis, ...] = () if static else ("N", *free)
-    least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
-    graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
+    with named_faults(str(folder)):
+        least = Size(frames=smallest[0], height=smallest[1], width=smallest[2])
+        graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
     spot, equalizer = None, None
     if observed is not None and recipe.langevin.first_noise != "white":
         spot = observed.spot_pixels()
         fitted = observed.spot(recipe.langevin.first_noise).equalizer
         equalizer = None if fitted is None else EqualizerTaps.of(fitted)
+    with named_faults(str(folder)):  # before the export, which takes a while
+        described = Metadata(
+            recipe=recipe.name,
+            reference_std=recipe.langevin.reference_std,
+            step_size=recipe.langevin.step_size,
+            noise_scale=recipe.langevin.noise_scale,
+            n_steps=recipe.langevin.n_steps,
+            init_std=recipe.langevin.init_std,
+            first_noise=recipe.langevin.first_noise,
+            spot=None if spot is None else pack_spot(spot),
+            spot_shape=None if spot is None else spot.shape[:4],
+            equalizer=equalizer,
+            pixel_mean=means,
+            mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
+            mean_per_frame=checkpoint.mean.ndim == 4,
+            pixel_scale=checkpoint.scale,
+            size=Size(
+                frames=graph[0] - 2 * margins[0],
+                height=graph[1] - 2 * margins[1],
+                width=graph[2] - 2 * margins[2],
+            ),
+            margin_frames=margin,
+            margin_size=recipe.output.margin_size,
+            fps=checkpoint.fps,
+            free_axes=free_axes,
+            graph_size=graph_size,
+            min_size=graph_size if static else least,
+            stride=units.stride,
+            receptive_field=units.receptive_field,
+            padding=units.padding,
+            layers=conv_layers(descriptor),
+            clips=checkpoint.clips,
+            precision=precision,
+            opset=opset,
+            lowering=lowering,
+            versions=checkpoint.versions | _versions(),
+            parity=(),
+            scales=recipe.scales,
+        )
+    _refuse_larger(folder, described)
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str, digest: str) -> Metadata:
-        made.append(
-            Metadata(
-                recipe=recipe.name,
-                reference_std=recipe.langevin.reference_std,
-                step_size=recipe.langevin.step_size,
-                noise_scale=recipe.langevin.noise_scale,
-                n_steps=recipe.langevin.n_steps,
-                init_std=recipe.langevin.init_std,
-                first_noise=recipe.langevin.first_noise,
-                spot=None if spot is None else pack_spot(spot),
-                spot_shape=None if spot is None else spot.shape[:4],
-                equalizer=equalizer,
-                pixel_mean=means,
-                mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
-                mean_per_frame=checkpoint.mean.ndim == 4,
-                pixel_scale=checkpoint.scale,
-                size=Size(
-                    frames=graph[0] - 2 * margins[0],
-                    height=graph[1] - 2 * margins[1],
-                    width=graph[2] - 2 * margins[2],
-                ),
-                margin_frames=margin,
-                margin_size=recipe.output.margin_size,
-                fps=checkpoint.fps,
-                free_axes=free_axes,
-                graph_size=graph_size,
-                min_size=graph_size if static else least,
-                stride=units.stride,
-                receptive_field=units.receptive_field,
-                padding=units.padding,
-                layers=conv_layers(descriptor),
-                clips=checkpoint.clips,
-                precision=precision,
-                opset=opset,
-                lowering=used,
-                versions=checkpoint.versions | _versions(),
-                parity=parity,
-                graph_sha256=digest,
-                scales=recipe.scales,
-            )
-        )
+        found = {"parity": parity, "lowering": used, "graph_sha256": digest}
+        made.append(described.model_copy(update=found))
         return made[0]
 
     coarser = None
@@ -231,6 +236,33 @@ def _export_scale(
         overwrite=overwrite,
     )
     return made[0]
+
+
+def _refuse_larger(folder: Path, metadata: Metadata) -> None:
+    """Refuse an export whose check cannot have the memory, with the least that it takes.
+
+    In float64 PyTorch's convolution unfolds its input: a value for every place of the kernel and
+    every response.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    graph, channels = metadata.graph_size, metadata.channels
+    extent: Sequence[int] = (graph.frames, graph.height, graph.width)
+    values, unfolded = 3 * channels * math.prod(extent), 0  # input, gradient and its float32
+    for layer in metadata.layers:
+        sides = zip(extent, layer.kernel, layer.stride, layer.padding, strict=True)
+        extent = [(size + 2 * p - k) // s + 1 for size, k, s, p in sides]
+        unfolded = max(unfolded, channels * math.prod((*layer.kernel, *extent)))
+        values += layer.filters * math.prod(extent)
+        channels = layer.filters
+    needed, limit = resident_memory() + 8 * (values + unfolded), budget(None)
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"{folder}: holding a model of {graph} against float64 autograd takes at least "
+            f"{show_memory(needed)}, {show_memory(limit)} are there; export at a smaller --frames "
+            "or --size (a file whose sizes are free makes larger videos all the same)"
+        )
 
 
 def conv_layers(descriptor: Descriptor) -> tuple[ConvLayer, ...]:

@@ -15,7 +15,8 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -38,6 +39,10 @@ SCHEMA_VERSION: Literal[1] = 1
 LARGEST_SPOT = 1 << 26  # bytes
 LARGEST_FILTER = 129  # taps of an equalizer along an axis
 LARGEST_MEAN = 1 << 29  # bytes
+LARGEST_REACH = 4096  # voxels that a network looks along an axis; ours look at most at some hundred
+LARGEST_STRIDE = 128
+LARGEST_LEAST = 1 << 28  # voxels of the smallest video that a network takes
+LEAST_GAIN = 1e-6  # of an equalizer at rest: the sum of a filter's taps
 MEAN_STEPS = 256  # steps per grey level that a stored mean is rounded to
 
 Axis = Literal["N", "T", "H", "W"]
@@ -49,9 +54,13 @@ _NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 _Level = Annotated[float, Field(ge=0, le=255)]
 _Count = Annotated[int, Field(ge=1, le=1 << 31)]
 _Tap = Annotated[float, Field(ge=-1e3, le=1e3)]
-_Natural = Annotated[int, Field(ge=0, le=1 << 24)]
 _Extent = Annotated[int, Field(ge=1, le=1 << 24)]
-_Triple = tuple[_Count, _Count, _Count]
+_Reach = Annotated[int, Field(ge=1, le=LARGEST_REACH)]
+_Beyond = Annotated[int, Field(ge=0, le=LARGEST_REACH)]
+_Step = Annotated[int, Field(ge=1, le=LARGEST_STRIDE)]
+_Triple = tuple[_Reach, _Reach, _Reach]
+_Stride = tuple[_Step, _Step, _Step]
+_Padding = tuple[_Beyond, _Beyond, _Beyond]
 
 
 def check_stable(step_size: float, reference_std: float) -> None:
@@ -106,6 +115,9 @@ class EqualizerTaps(_Strict):
             raise ValueError("an equalizer's filters have odd extents")
         if any(len(row) != len(self.space) for row in self.space):
             raise ValueError("an equalizer's filter over space is square")
+        gains = sum(self.time), sum(map(sum, self.space))
+        if min(map(abs, gains)) < LEAST_GAIN:
+            raise ValueError("an equalizer's taps may not sum to 0")
         return self
 
     @classmethod
@@ -124,8 +136,8 @@ class ConvLayer(_Strict):
 
     filters: _Count
     kernel: _Triple
-    stride: _Triple
-    padding: tuple[_Natural, _Natural, _Natural]
+    stride: _Stride
+    padding: _Padding
 
 
 class Metadata(_Strict):
@@ -189,14 +201,14 @@ class Metadata(_Strict):
     mean_per_frame: bool = False
     pixel_scale: _Positive
     size: Size
-    margin_frames: _Natural
+    margin_frames: _Beyond
     fps: Annotated[float, Field(ge=1e-3, le=1e6)]
     free_axes: tuple[Axis, ...]
     graph_size: Size
     min_size: Size
-    stride: _Triple | None = None
+    stride: _Stride | None = None
     receptive_field: _Triple | None = None
-    padding: tuple[_Natural, _Natural, _Natural] | None = None
+    padding: _Padding | None = None
     layers: tuple[ConvLayer, ...] = ()
     clips: tuple[str, ...]
     precision: Precision
@@ -204,7 +216,7 @@ class Metadata(_Strict):
     lowering: str
     versions: dict[str, str]
     parity: tuple[Parity, ...]
-    margin_size: _Natural = 0
+    margin_size: _Beyond = 0
     scales: Annotated[int, Field(ge=1, le=6)] = 1
     graph_sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
 
@@ -216,6 +228,26 @@ class Metadata(_Strict):
     @model_validator(mode="after")
     def _step_is_stable(self) -> Metadata:
         check_stable(self.step_size, self.reference_std)
+        return self
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> Metadata:
+        least, graph = (
+            (size.frames, size.height, size.width) for size in (self.min_size, self.graph_size)
+        )
+        if any(low > size for low, size in zip(least, graph, strict=True)):
+            raise ValueError(
+                f"min_size {self.min_size} is larger than graph_size {self.graph_size}"
+            )
+        if math.prod(least) > LARGEST_LEAST:
+            raise ValueError(f"min_size {self.min_size} is more than {LARGEST_LEAST} voxels")
+        if self.padding is not None and self.receptive_field is not None:
+            for low, padding, field in zip(least, self.padding, self.receptive_field, strict=True):
+                if padding >= field or low + 2 * padding < field:
+                    raise ValueError(
+                        f"receptive_field {self.receptive_field}, padding {self.padding} and "
+                        f"min_size {self.min_size} are no network's"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -350,12 +382,25 @@ def parse_metadata(text: str, source: str) -> Metadata:
             f"{source}: written with metadata schema {version}, this stg reads schema "
             f"{SCHEMA_VERSION}; export the run again with `stg-export`"
         )
-    try:
+    with named_faults(f"{source}: damaged stg metadata", "; export it again"):
         return Metadata.model_validate(value)
+
+
+@contextmanager
+def named_faults(what: str, hint: str = "") -> Iterator[None]:
+    """Values out of range that pydantic finds in this block are the input's fault, not ours.
+
+    Args:
+        what: was read, before the fault in the message.
+        hint: what the user could do, after it.
+
+    Raises:
+        InputError: the first fault, see `first_error`.
+    """
+    try:
+        yield
     except ValidationError as error:
-        raise InputError(
-            f"{source}: damaged stg metadata: {first_error(error)}; export it again"
-        ) from None
+        raise InputError(f"{what}: {first_error(error)}{hint}") from None
 
 
 def first_error(error: ValidationError) -> str:

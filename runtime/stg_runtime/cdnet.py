@@ -181,12 +181,7 @@ def _numbered(folder: Path, prefix: str) -> list[Path]:
 
 def _levels(path: Path) -> NDArray[np.uint8]:
     """Grey levels of an image, (H, W)."""
-    from PIL import Image, UnidentifiedImageError
+    from stg_runtime.video import open_image  # which imports this module
 
-    check_regular(path)
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable image ({reason})") from None
+    with open_image(path) as image:
+        return np.asarray(image.convert("L"))

@@ -7,6 +7,7 @@ In memory it is the opposite, an `observed_mask`, bool (T, H, W), True where the
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 from stg_runtime import cdnet
 from stg_runtime.errors import InputError
 from stg_runtime.fill import pull_push
-from stg_runtime.video import Frames, count_clips, load_array, read_clip, resize_frames
+from stg_runtime.video import (
+    MAX_BYTES,
+    Frames,
+    count_clips,
+    load_array,
+    read_clip,
+    resize_frames,
+)
 
 Mask = NDArray[np.bool_]
 
@@ -154,19 +162,21 @@ def read_mask(
         InputError: not a readable mask, not two-valued, of another size or length, or it hides
             everything or nothing.
     """
-    hidden = _two_valued(path)
     whole = (length or start + shape[0], *shape[1:])
-    names = (f"{hidden.shape[1]}x{hidden.shape[2]}", f"{whole[1]}x{whole[2]}")
-    if hidden.shape[1:] != whole[1:] and not resize:
-        raise InputError(
-            f"{path}: the mask is {names[0]}, {video} is {names[1]} (height x width); pass "
-            "--mask-resize to bring it to that size"
-        )
-    if len(hidden) not in (1, whole[0]) and not resize:
-        raise InputError(
-            f"{path}: the mask has {len(hidden)} frames, {video} has {whole[0]}; one frame serves "
-            "for all, or pass --mask-resize to stretch it"
-        )
+
+    def check(found: tuple[int, ...]) -> None:
+        if found[1:] != whole[1:] and not resize:
+            raise InputError(
+                f"{path}: the mask is {found[1]}x{found[2]}, {video} is {whole[1]}x{whole[2]} "
+                "(height x width); pass --mask-resize to bring it to that size"
+            )
+        if found[0] not in (1, whole[0]) and not resize:
+            raise InputError(
+                f"{path}: the mask has {found[0]} frames, {video} has {whole[0]}; one frame serves "
+                "for all, or pass --mask-resize to stretch it"
+            )
+
+    hidden = _two_valued(path, check)
     index = [
         (np.arange(new) * old // new) if old != new else np.arange(new)
         for old, new in zip(hidden.shape, whole, strict=True)
@@ -191,31 +201,44 @@ def _check_some(observed_mask: Mask, name: str) -> Mask:
     return observed_mask
 
 
-def _two_valued(path: Path) -> Mask:
-    """True where a mask file is white, (T, H, W)."""
+def _two_valued(path: Path, check: Callable[[tuple[int, ...]], None]) -> Mask:
+    """True where a mask file is white, (T, H, W).
+
+    Args:
+        path: of the mask.
+        check: refuses a wrong shape; of an array before its values are read.
+    """
     if path.suffix.lower() == ".npy" and path.is_file() and path.stat().st_size:
         array = load_array(path)
         if array.ndim == 5 and array.shape[0] == 1:
             array = array[0]
-        if array.ndim == 4 and array.shape[-1] in (1, 3):
-            array = array.max(-1) if array.dtype.kind in "bui" else array[..., 0]
         if array.ndim == 2:
             array = array[None]
-        if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
+        coloured = array.ndim == 4 and array.shape[-1] in (1, 3)
+        if array.ndim != 3 + coloured or array.dtype.kind not in "buif" or 0 in array.shape:
             raise InputError(
                 f"{path}: {array.dtype} of shape {array.shape}; expected a mask of T x H x W or "
                 "H x W, nonzero where hidden"
             )
-        values = np.unique(array)
-        if len(values) > 2:
-            raise InputError(
-                f"{path}: not two-valued, it holds {len(values)} different values; nonzero means "
-                "hidden: threshold it first, for instance mask > 127"
-            )
-        hidden: Mask = np.ascontiguousarray(array) != 0
+        if array.nbytes > MAX_BYTES:
+            raise InputError(f"{path}: a mask of more than {MAX_BYTES >> 30} GiB")
+        check(array.shape[:3])
+        hidden: Mask = np.empty(array.shape[:3], bool)
+        values = np.empty(0, array.dtype)
+        for place, frame in enumerate(array):  # one at a time: they are sorted on the way
+            if coloured:
+                frame = frame.max(-1) if array.dtype.kind in "bui" else frame[..., 0]
+            values = np.unique(np.append(values, np.unique(frame)))
+            if len(values) > 2:
+                raise InputError(
+                    f"{path}: not two-valued, it holds {len(values)} different values or more; "
+                    "nonzero means hidden: threshold it first, for instance mask > 127"
+                )
+            hidden[place] = frame != 0
         return hidden
     levels = read_clip(path).frames if count_clips(path) == 1 else None
     assert levels is not None  # several clips: an .npy, read above
+    check(levels.shape[:3])
     grey = np.stack([frame.max(-1) if _coloured(frame) else frame[..., 0] for frame in levels])
     between = float(((grey > _GREY[0]) & (grey < _GREY[1])).mean())
     if between > _MOST_GREY:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from stg_runtime.curves import chart
-from stg_runtime.errors import InputError
+from stg_runtime.errors import InputError, StgError
 from stg_runtime.files import atomic_write_text
 from stg_runtime.measures import MEASURES, Comparison, compare, table
 from stg_runtime.record import MEASURES as RECORD
@@ -89,7 +89,7 @@ def read_run(folder: Path) -> Content:
     try:
         recipe = (folder / _RECIPE).read_text(encoding="utf-8")
         name = str(tomllib.loads(recipe).get("name", ""))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / _RECIPE}: cannot be read ({error})") from None
     metrics = read_metrics(folder / _METRICS)
     record = read_record(folder / RECORD)
@@ -172,24 +172,29 @@ def _stops(path: Path, count: int) -> Frames | None:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The finite numbers of each line of a metrics.jsonl; a line that a kill cut is left out."""
+    """The numbers of each line of a metrics.jsonl that can be drawn; other lines are left out."""
     if not path.is_file():
         return []
     found: Metrics = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             numbers = {
                 key: float(value)
                 for key, value in record.items()
-                if isinstance(value, int | float) and np.isfinite(value)
+                if isinstance(value, int | float) and _can_be_drawn(value)
             }
             if "update" in numbers:
                 found.append(numbers)
     return found
+
+
+def _can_be_drawn(value: float) -> bool:
+    """Not so large or small that an axis cannot be divided; false of infinity and NaN."""
+    return value == 0 or 1e-100 <= abs(value) <= 1e100
 
 
 def write_report(path: Path, content: Content) -> None:
@@ -242,7 +247,11 @@ def _video(name: str, frames: Frames, fps: float) -> str:
     large = frames.repeat(factor, 1).repeat(factor, 2)
     with tempfile.TemporaryDirectory(prefix="stg-report-") as folder:
         file = Path(folder) / "video.mp4"
-        write_video(file, large, fps)
+        try:
+            write_video(file, large, fps)
+        except StgError as error:  # the file is nobody's but ours
+            shown = f"video {name!r}, by way of {tempfile.gettempdir()}"
+            raise type(error)(str(error).replace(str(file), shown)) from None
         source = _data("video/mp4", file.read_bytes())
     label = html.escape(name)
     shape = "x".join(str(extent) for extent in frames.shape[:3])

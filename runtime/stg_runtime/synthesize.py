@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stg_runtime.artifact import Axis, Metadata, Size
+from stg_runtime.artifact import Axis, Metadata, Size, named_faults
 from stg_runtime.backends.base import Backend, Chains, HostGradient
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
@@ -150,8 +150,10 @@ def plan(
         if asked < max(1, least - extra):
             raise InputError(f"{option} {asked}: at least {max(1, least - extra)} for this model")
         graph.append(asked + extra)
+    with named_faults("--frames or --size"):
+        made = Size(frames=want[0], height=want[1], width=want[2])
     return Plan(
-        size=Size(frames=want[0], height=want[1], width=want[2]),
+        size=made,
         graph=(1, metadata.channels, graph[0], graph[1], graph[2]),
         n_steps=n_steps or metadata.n_steps,
         seed=seed,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -146,12 +148,16 @@ def count_clips(path: Path) -> int:
     """How many clips a path holds: N of an .npy of N x T x H x W x 3, otherwise 1.
 
     Raises:
-        InputError: an .npy that cannot be read.
+        InputError: an .npy that cannot be read, or that holds none.
     """
     if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size == 0:
         return 1  # reading it, which follows, says what is wrong
     array = load_array(path)
-    return array.shape[0] if array.ndim == 5 else 1
+    if array.ndim != 5:
+        return 1  # or no clip at all, which reading it says
+    if not array.shape[0]:
+        raise InputError(f"{path}: holds no clips, its shape is {array.shape}")
+    return int(array.shape[0])
 
 
 def iter_frames(
@@ -194,13 +200,13 @@ def _open(path: Path, clip: int | None) -> tuple[Iterator[Image], float]:
         raise InputError(f"{path}: no such file or folder")
     if path.is_dir():
         names = cdnet.frame_paths(path) if cdnet.is_cdnet(path) else _image_names(path)
-        return _images(path, names), DEFAULT_FPS
+        return _images(names), DEFAULT_FPS
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     if path.suffix.lower() == ".npy":
         return _array(path, clip), DEFAULT_FPS
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _images(path, [path]), DEFAULT_FPS
+        return _images([path]), DEFAULT_FPS
     return _decode(path), _frame_rate(path)
 
 
@@ -223,23 +229,41 @@ def _image_names(folder: Path) -> list[Path]:
     return names
 
 
-def _images(path: Path, names: Sequence[Path]) -> Iterator[Image]:
+def _images(names: Sequence[Path]) -> Iterator[Image]:
     from PIL import Image, ImageOps
 
     for name in names:
-        check_regular(name)
-        try:
-            with Image.open(name) as image:
-                _check_frame(path, image.size)
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
-                    levels = np.clip(np.asarray(upright), 0, 65535) >> 8
-                    upright = Image.fromarray(levels.astype(np.uint8))
-                yield upright.convert("RGB")
-        except InputError:
-            raise
-        except Exception as error:  # damaged images raise whatever their decoder stumbles over
-            raise InputError(f"{name}: not a readable image ({_one_line(error)})") from None
+        with open_image(name) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+                levels = np.clip(np.asarray(upright), 0, 65535) >> 8
+                upright = Image.fromarray(levels.astype(np.uint8))
+            made = upright.convert("RGB")
+        yield made
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image]:
+    """An image of at most `MAX_PIXELS`, to be decoded in this block.
+
+    Raises:
+        InputError: it is larger, or opening or decoding it fails.
+    """
+    from PIL import Image
+
+    check_regular(path)
+    try:
+        with warnings.catch_warnings():
+            # From a size on that is refused here anyway.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
+            _check_frame(path, image.size)
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # damaged images raise whatever their decoder stumbles over
+        raise InputError(f"{path}: not a readable image ({_one_line(error)})") from None
 
 
 def load_array(path: Path) -> NDArray[np.uint8]:
@@ -317,6 +341,9 @@ def _decode(path: Path) -> Iterator[Image]:
                 raise InputError(
                     f"{path}: its video is in a codec that FFmpeg does not know here; convert it"
                 )
+            # A frame may be larger than the stream's header says; FFmpeg refuses it before it
+            # allocates it. Twice, for it counts what a codec pads.
+            stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
             stream.thread_type = "SLICE"  # threads per frame lose the errors of the last frames
             _check_frame(path, (stream.width, stream.height))
             end: Fraction | None = None
@@ -324,13 +351,14 @@ def _decode(path: Path) -> Iterator[Image]:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise InputError(f"{path}: frame {count} is damaged; cut it out or repair it")
+                _check_frame(path, (frame.width, frame.height))
                 image = frame.to_image(interpolation=interpolation)
                 rotation = round(getattr(frame, "rotation", 0) or 0)
                 yield image.rotate(rotation, expand=True) if rotation else image
                 count += 1
                 if frame.pts is not None and frame.time_base is not None:
                     end = frame.pts * frame.time_base
-            _check_whole(path, stream, count, end)
+            _check_whole(path, stream, container.format.name, count, end)
     except av.FFmpegError as error:
         after = f" after frame {count - 1}" if count else ""
         raise InputError(
@@ -339,12 +367,15 @@ def _decode(path: Path) -> Iterator[Image]:
         ) from None
 
 
-def _check_whole(path: Path, stream: VideoStream, count: int, last: Fraction | None) -> None:
+def _check_whole(
+    path: Path, stream: VideoStream, form: str, count: int, last: Fraction | None
+) -> None:
     """Refuse a file that was cut short, which FFmpeg reads up to the cut without a word.
 
     Args:
         path: of the file.
         stream: all of whose frames were decoded.
+        form: FFmpeg's name of the container.
         count: of those frames.
         last: time of the last one, s.
     """
@@ -357,6 +388,10 @@ def _check_whole(path: Path, stream: VideoStream, count: int, last: Fraction | N
     if stated and last is not None and rate:
         seconds = 3600 * int(stated[1]) + 60 * int(stated[2]) + float(stated[3])
         cut = cut or last + 2 / rate < seconds
+    if form == "gif":  # ends with a semicolon; some programs fill their files up
+        with path.open("rb") as file:
+            file.seek(max(0, size - 512))
+            cut = not file.read().rstrip(b"\0\r\n").endswith(b";")
     if cut:
         raise InputError(
             f"{path}: the file is cut short after frame {count - 1}; pass --frames {count} to use "

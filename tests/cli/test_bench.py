@@ -100,6 +100,8 @@ def test_the_handwritten_product(half: bool) -> None:
         (["--device", "gpu"], "expected auto, cpu, cuda, cuda:i or tensorrt"),
         (["--device", "cpu:1"], "expected auto, cpu, cuda, cuda:i or tensorrt"),
         (["--frames", "0"], "--frames"),
+        (["-n", "1000000000000000000000"], "--count"),
+        (["--device", "cpu", "-n", "1048576"], "pass a smaller -n"),
         (["--device", "cpu", "--vs", "torch", "--run", "nowhere"], "nowhere: no such folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """The commands as a user types them: results, exit codes; bad input is one line, nothing kept."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from support import refused, run
 
+from stg_cli.common import print_json
 from stg_runtime.artifact import METADATA_KEY
 from stg_runtime.video import read_clip
 
@@ -121,6 +123,12 @@ def test_sheet(trained: Path, tmp_path: Path) -> None:
     refused(run("stg-run", "sheet", observed, other, "-o", tmp_path / "t.png"), "one size")
 
 
+def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"seam": {"ratio": math.nan}, "rates": [math.inf, 1.5], "pair": (2, None)})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"seam": {"ratio": None}, "rates": [None, 1.5], "pair": [2, None]}
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -137,6 +145,12 @@ def test_sheet(trained: Path, tmp_path: Path) -> None:
         (["--device", "gpu"], "expected auto, cpu"),
         (["-n", "0"], "'-n'"),
         (["--nonsense"], "--nonsense"),
+        (["--speed", "0"], "must be above 0"),
+        (["--endless", "--speed", "0", "--frames", "2"], "must be above 0"),
+        (["--first", "18446744073709551616"], "'--first'"),
+        (["--frames", "2147483648"], "frames: Input should be less than or equal to 16777216"),
+        (["--frames", "8589934592", "--loop"], "frames: Input should be less than or equal to"),
+        (["--size", "2147483648x16", "--tile"], "height: Input should be less than or equal to"),
     ],
 )
 def test_synthesize_refuses_bad_options(

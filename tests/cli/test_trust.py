@@ -222,6 +222,20 @@ def test_sizes_in_metadata_allocate_nothing(trained: Path, tmp_path: Path) -> No
         refused(run("stg-run", "synthesize", tmp_path / "m.onnx", "-o", tmp_path / "o"), says)
 
 
+def test_a_step_that_overflows_is_one_line(trained: Path, tmp_path: Path) -> None:
+    """NumPy warned of it first, in lines of its own."""
+    import onnx
+
+    model = onnx.load(trained / "model.onnx")
+    entry = next(item for item in model.metadata_props if item.key == "stg")
+    entry.value = json.dumps(json.loads(entry.value) | {"reference_std": 1e12, "step_size": 1e12})
+    onnx.save(model, tmp_path / "m.onnx")
+    command = ("stg-run", "synthesize", tmp_path / "m.onnx", "-o", tmp_path / "o.npy", "--seed", 1)
+    result = run(*command)
+    failed(result, "became non-finite")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
 def test_inpainting_that_does_not_fit_is_refused_with_the_figure(
     trained: Path, tmp_path: Path
 ) -> None:

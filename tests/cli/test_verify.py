@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from support import refused, run, tiny_metadata
 
 from stg_runtime.artifact import DIGEST_KEY, METADATA_KEY
+from stg_runtime.errors import InputError
 from stg_runtime.verify import Check, verify
 
 
@@ -124,3 +125,23 @@ def test_the_gradients_error_is_small_against_its_tolerance(model: Path) -> None
     detail = by_name(verify(model))["gradient"].detail
     assert float(detail.split()[1]) < 5e-3, detail
     assert np.isfinite(float(detail.split()[1]))
+
+
+def test_an_input_that_does_not_fit_is_refused_with_the_figure(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stg_runtime.verify.budget", lambda _: 1 << 20)
+    with pytest.raises(InputError, match=r"an input of 8x8x8 takes at least \d+M, 1M are there"):
+        verify(model)
+
+
+def test_a_smallest_input_that_nobody_can_hold_is_no_model(model: Path, tmp_path: Path) -> None:
+    """Asked for 11 GiB before."""
+    held = onnx.load(model)
+    entry = next(item for item in held.metadata_props if item.key == METADATA_KEY)
+    sizes = dict.fromkeys(("size", "graph_size", "min_size"), [1000] * 3)
+    names = ("frames", "height", "width")
+    changed = {key: dict(zip(names, value, strict=True)) for key, value in sizes.items()}
+    entry.value = json.dumps(json.loads(entry.value) | changed)
+    onnx.save(held, tmp_path / "m.onnx")
+    refused(run("stg-run", "info", tmp_path / "m.onnx", "--verify"), "min_size 1000x1000x1000 is")

@@ -9,7 +9,7 @@ from energies import autograd, error, run
 from support import tiny_recipe
 
 from stg_export import export_run
-from stg_runtime.artifact import METADATA_KEY, Metadata, Size, parse_metadata
+from stg_runtime.artifact import DIGEST_KEY, METADATA_KEY, Metadata, Size, parse_metadata
 from stg_runtime.errors import InputError
 from stg_train.checkpoint import read_checkpoint
 from stg_train.run import CHECKPOINT, Run, load_energy
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def stored(path: Path) -> Metadata:
     entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert set(entries) == {METADATA_KEY}
+    assert set(entries) == {METADATA_KEY, DIGEST_KEY}
     return parse_metadata(entries[METADATA_KEY], str(path))
 
 
@@ -100,6 +100,8 @@ def test_depth_of_layer_wise_growth(runs: dict[str, Path], tmp_path: Path) -> No
     [
         ({"size": (20, 16)}, "fixed to height 16; got 20"),
         ({"opset": 30}, "17 to 20"),
+        ({"frames": 1 << 25}, "frames: Input should be less than or equal to 16777216"),
+        ({"frames": 1 << 23}, "against float64 autograd takes at least .*G, .* are there"),
     ],
 )
 def test_refused(options: dict, message: str, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -175,11 +175,37 @@ def test_a_field_out_of_range_is_refused(field: str, wrong: object) -> None:
         ("pixel_mean", [100.0, 110.0, 1e9]),
         ("pixel_mean", [100.0, -1.0, 120.0]),
         ("pixel_mean", [float("nan"), 110.0, 120.0]),
+        ("stride", [1 << 31] * 3),
+        ("receptive_field", [3 << 31, 1, 1]),
+        ("padding", [1 << 24] * 3),
+        ("margin_frames", 1 << 24),
+        (
+            "layers",
+            [{"filters": 1, "kernel": [1 << 31] * 3, "stride": [1] * 3, "padding": [0] * 3}],
+        ),
+        ("equalizer", {"time": [0.0], "space": [[1.0]]}),
     ],
 )
 def test_numbers_that_nothing_can_be_computed_from_are_refused(field: str, wrong: object) -> None:
     value = json.loads(make().to_json())
     assert f"damaged stg metadata: {field}" in refused(json.dumps(value | {field: wrong}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_size": {"frames": 41, "height": 20, "width": 24}},
+        {
+            key: {"frames": 1 << 20, "height": 99, "width": 9}
+            for key in ("size", "graph_size", "min_size")
+        },
+        {"stride": [1] * 3, "receptive_field": [9] * 3, "padding": [9] * 3},
+        {"stride": [1] * 3, "receptive_field": [99] * 3, "padding": [44] * 3},
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(changes: dict[str, Any]) -> None:
+    value = json.loads(make().to_json())
+    assert "min_size" in refused(json.dumps(value | changes))
 
 
 def test_an_unstable_step_is_refused() -> None:

@@ -1,5 +1,7 @@
 """CDnet's layout as a video and as a mask, on a scene that is built here."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,15 @@ def test_damage_is_named(scene: Path) -> None:
         hidden_mask(scene, start=2)
     label.write_bytes(good[:20])
     with pytest.raises(InputError, match=r"gt000004.png: not a readable image"):
+        hidden_mask(scene, start=2)
+    # Pillow says ValueError of a header that is too short.
+    label.write_bytes(
+        good[:8] + struct.pack(">I4s5sI", 5, b"IHDR", bytes(5), zlib.crc32(b"IHDR" + bytes(5)))
+    )
+    with pytest.raises(InputError, match=r"gt000004.png: not a readable image"):
+        hidden_mask(scene, start=2)
+    Image.new("1", (13_000, 13_000)).save(label)
+    with pytest.raises(InputError, match=r"gt000004.png: frames of 13000x13000 pixels; at most"):
         hidden_mask(scene, start=2)
     label.write_bytes(good)
     (scene / "temporalROI.txt").write_text("five")

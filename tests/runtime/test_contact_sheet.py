@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,8 @@ import pytest
 from PIL import Image
 
 from stg_runtime.contact_sheet import contact_sheet, save_image
+from stg_runtime.errors import InputError, StgError
+from stg_runtime.video import MAX_PIXELS
 
 
 def ramp(frames: int, height: int = 10, width: int = 12) -> np.ndarray:
@@ -72,3 +75,29 @@ def test_an_image_is_written_whole_or_not_at_all(
         save_image(tmp_path / "sheet.png", sheet)
     assert [item.name for item in tmp_path.iterdir()] == ["sheet.png"]
     assert (tmp_path / "sheet.png").read_bytes() == before
+
+
+def test_a_sheet_of_many_tiny_videos_stays_within_the_bound() -> None:
+    """Enlarged to the whole width, these would be 480 million pixels."""
+    video = np.zeros((1, 1, 1, 3), np.uint8)
+    sheet = contact_sheet([(str(i), video) for i in range(300)])
+    assert sheet.shape[0] * sheet.shape[1] <= MAX_PIXELS and sheet.shape[1] > 200
+
+
+def test_a_sheet_that_no_picture_holds_is_refused(tmp_path: Path) -> None:
+    tall = np.zeros((1, 65_536, 1, 3), np.uint8)
+    with pytest.raises(InputError, match=r"a.jpg: a picture of .*; write .png"):
+        save_image(tmp_path / "a.jpg", contact_sheet([("tall", tall)]))
+    with pytest.raises(InputError, match=r"300 rows of 1 frames of 65536x1 would be"):
+        contact_sheet([("tall", tall)] * 300)
+
+
+def test_a_sheet_that_a_full_disk_does_not_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(StgError, match=r"a.png: could not be written: No space left on device"):
+        save_image(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))

@@ -1,5 +1,7 @@
 """Masks: patterns, files in every form, and what is refused in one line."""
 
+import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stg_runtime.errors import InputError
-from stg_runtime.mask import generate, read_masked_clip
+from stg_runtime.mask import generate, read_mask, read_masked_clip
 from stg_runtime.video import read_clip
 from stg_runtime.video_write import write_video
 
@@ -168,3 +170,18 @@ def test_the_lossy_mask_of_the_boat(clips: Path) -> None:
     hidden = ~clip.observed_mask
     assert not hidden[:30].any() and hidden[60:].any((1, 2)).all()
     assert 0.03 < hidden.mean() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(5, 30_000, 30_000), (1, 30_000, 30_000, 3), (1 << 33, 1, 1)])
+def test_a_mask_is_held_to_its_size_before_its_values_are_read(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Files that are nearly all hole: reading the values would take gigabytes and minutes."""
+    with (tmp_path / "m.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + math.prod(shape))
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=r"a mask of more than 4 GiB|the mask is 30000x30000"):
+        read_mask(tmp_path / "m.npy", (3, 16, 16))
+    assert time.perf_counter() - began < 2

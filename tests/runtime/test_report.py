@@ -237,6 +237,7 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
         ("measures.json", b'{"schema_version": 2}'),
         ("recipe.toml", b"name = "),
         ("recipe.toml", b"\xff\xfe"),
+        ("recipe.toml", b"a = " + b"[" * 100_000),
         ("synthesized.npy", b"no array"),
         ("path.npy", None),
     ],
@@ -263,6 +264,23 @@ def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1, "a": NaN, "b": 2, "c": "x"}\n[1]\nnot json\n{"a": 3}\n')
     assert read_metrics(path) == [{"update": 1.0, "b": 2.0}]
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "[" * 100_000, "1e308", "-1e308", "5e-324"])
+def test_metrics_that_no_axis_holds_are_left_out(tmp_path: Path, value: str) -> None:
+    run = a_run(tmp_path / "run")
+    lines = [f'{{"update": {n}, "energy_observed": {n}, "grad_norm": 1}}' for n in (1, 2)]
+    lines.insert(1, f'{{"update": 2, "energy_observed": {value}, "grad_norm": {value}}}')
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    page = build(read_run(run))
+    assert "nan" not in page.lower().split("<h2>training")[1].split("</svg>")[0]
+
+
+def test_a_video_that_cannot_be_encoded_is_called_by_its_name() -> None:
+    clip = Clip(video(0), 5000)
+    with pytest.raises(InputError, match=r"^video 'fast.npy', by way of .*5000 frames") as caught:
+        build(of_clip("title", [("fast.npy", clip)]))
+    assert "video.mp4" not in str(caught.value)
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:

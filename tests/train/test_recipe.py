@@ -77,10 +77,15 @@ def test_unknown_key_of_a_layer_is_named(tmp_path: Path) -> None:
 
 def test_tables_that_are_none_are_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    for text, says in (("data = 3", "data must be a table"), ("[scale]\nsmall = 3", "scale.small")):
+    for text, says in (
+        ("data = 3", "data must be a table"),
+        ("[scale]\nsmall = 3", "scale.small"),
+        ("langevin = 3", "langevin must be a table"),
+        ('[data]\nwindow = "x"', "name: Field required"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=says):
-            load_recipe(str(file), overrides={"data.frames": 3})
+            load_recipe(str(file), overrides={"data.frames": 3, "langevin.chains": 2})
 
 
 def test_a_scale_that_a_recipe_does_not_have_is_refused(tmp_path: Path) -> None:

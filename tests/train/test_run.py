@@ -248,6 +248,18 @@ def test_resume_refuses_what_does_not_belong_together(tiny: Recipe, tmp_path: Pa
         Run.resume(folder)
 
 
+@pytest.mark.parametrize("line", [b"{}", b"1", b"\xff\xfe", b"[" * 100_000, b'{"update": "x"}'])
+def test_damaged_lines_of_metrics_are_dropped(tiny: Recipe, tmp_path: Path, line: bytes) -> None:
+    run = Run.start(tmp_path / "run", tiny)
+    run.learn(stop=lambda: run.learner.update_count == 2)
+    run.close()
+    path = tmp_path / "run" / METRICS
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert Run.resume(tmp_path / "run").learn()
+    made = [json.loads(line)["update"] for line in path.read_text().splitlines()]
+    assert made == list(range(1, 9))
+
+
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "foreign", "schema"])
 def test_damaged_checkpoints_are_refused(tiny: Recipe, tmp_path: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
@@ -271,6 +283,39 @@ def test_damaged_checkpoints_are_refused(tiny: Recipe, tmp_path: Path, damage: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mean", torch.full((3, 7, 5), 100.0)),
+        ("mean", torch.full((3, 0, 5), 100.0)),
+        ("mean", torch.full((1, 1, 1), 100.0)),
+        ("mean", torch.full((3, 1, 1), -5.0)),
+        ("chains", torch.zeros(1, 1, 1, 1, 1)),
+        ("adam.0.exp_avg", torch.zeros(2, 2)),
+        ("adam.0.step", None),
+        ("adam.0.step", torch.tensor(-1.0)),
+        ("adam.99.step", torch.zeros(())),
+        ("strange", torch.zeros(1)),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_damage(
+    clip: Path, tmp_path: Path, name: str, value: torch.Tensor | None
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    Run.start(tmp_path / "run", tiny_recipe(clip, **{"learning.updates": 1})).learn()
+    path = tmp_path / "run" / CHECKPOINT
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    assert "adam.0.step" in tensors
+    tensors[name] = value  # type: ignore[assignment]
+    save_file({key: held for key, held in tensors.items() if held is not None}, path, header)
+    with pytest.raises(InputError, match=rf"a damaged checkpoint \(ValueError: {name} "):
+        Run.resume(tmp_path / "run", updates=2)
+
+
 def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -280,6 +325,7 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["stg_checkpoint"])
     tensors = load_file(path)
+    several = {**header["recipe"]["learning"], "regime": "multi-grid", "scales": 2}
     for broken in (
         {key: value for key, value in header.items() if key != "fps"},
         [1, 2],
@@ -290,6 +336,12 @@ def test_a_header_without_a_field_is_damage(tiny: Recipe, tmp_path: Path) -> Non
         {**header, "scale": 0},
         {**header, "kept": {"update": 1}},
         {**header, "versions": 7},
+        {**header, "norm_mean": 10**400},
+        {**header, "recipe": {**header["recipe"], "learning": several}},
+        {**header, "fps": 1e9},
+        {**header, "kept": {"update": 1, "returns": 1}},
+        {**header, "best": {"update": 1, "returns": 1}},
+        {**header, "recipe": {**header["recipe"], "name": "\ud800"}},
     ):
         save_file(tensors, path, {"stg_checkpoint": json.dumps(broken)})
         with pytest.raises(InputError, match="checkpoint"):

@@ -153,7 +153,14 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Whatever goes wrong on the way through a file's contents is the file's fault."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: a damaged checkpoint ({type(error).__name__}: {reason})"
@@ -177,15 +184,23 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
         coarser = _parse(path, header["coarser"], inner)
     kept = header["kept"]
     best, best_score = header.get("best"), header.get("best_score")  # not in older files
-    mean = tensors["mean"]
-    if mean.dtype != torch.float32 or mean.ndim not in (3, 4) or not 1 <= len(mean) <= 4:
-        raise ValueError(f"mean is {mean.dtype} of shape {tuple(mean.shape)}")
+    recipe = parse_recipe(header["recipe"], str(path))
+    if (recipe.scales > 1) != (coarser is not None):
+        raise ValueError("its recipe and its state are of different numbers of scales")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise ValueError("a tensor holds values that are not finite")
+    mean = tensors["mean"]
+    size = recipe.data.size
+    pixels = {"channel": (1, 1), "image": size, "video": (recipe.data.trained_frames, *size)}
+    shape = (len(mean), *pixels[recipe.pixels.mean])
+    if mean.dtype != torch.float32 or mean.shape != shape or not 1 <= len(mean) <= 4:
+        raise ValueError(f"mean is {mean.dtype} of shape {tuple(mean.shape)}, expected {shape}")
+    if mean.min() < 0 or mean.max() > 255:
+        raise ValueError("mean holds no grey levels, from 0 to 255")
     return Checkpoint(
         coarser=coarser,
         tensors={k: value for k, value in tensors.items() if not k.startswith(_COARSER)},
-        recipe=parse_recipe(header["recipe"], str(path)),
+        recipe=recipe,
         update=_count(header, "update"),
         norm_mean=_number(header, "norm_mean"),
         response_mean=_number(header, "response_mean"),
@@ -193,9 +208,9 @@ def _parse(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Ch
         best=None if best is None else {name: _count(best, name) for name in ("update", "returns")},
         best_score=None if best_score is None else _number(header, "best_score"),
         returns=_count(header, "returns"),
-        fps=_number(header, "fps", above=0),
+        fps=_number(header, "fps", 1e-3, 1e6),
         mean=mean.numpy(),
-        scale=_number(header, "scale", above=0),
+        scale=_number(header, "scale", 1e-12, 1e12),
         clips=tuple(str(clip) for clip in header["clips"]),
         versions={str(name): str(value) for name, value in header["versions"].items()},
     )
@@ -208,9 +223,9 @@ def _count(header: dict[str, Any], name: str) -> int:
     return value
 
 
-def _number(header: dict[str, Any], name: str, above: float = -math.inf) -> float:
+def _number(header: dict[str, Any], name: str, least: float = -1e300, most: float = 1e300) -> float:
     value = header[name]
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= above:
+    if type(value) not in (int, float) or not least <= value <= most:
         raise ValueError(f"{name} is {value!r:.60}, out of range")
     return float(value)
 
@@ -247,7 +262,47 @@ def restore(learner: Learner, checkpoint: Checkpoint, path: Path) -> None:
         _restore(learner, checkpoint)
 
 
+def _check_tensors(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Refuse tensors that are missing, too many or of another shape than the learner's.
+
+    Raises:
+        ValueError: the first such one.
+    """
+    found = {name: tuple(value.shape) for name, value in checkpoint.tensors.items()}
+    energy = {name: tuple(value.shape) for name, value in learner.energy.state_dict().items()}
+    here = (len(learner.observed.mean), learner.observed.pixels.shape[-1])
+    if here[0] != here[1]:
+        raise ValueError(f"mean of {here[0]} channels, the clips have {here[1]}")
+    expected = {
+        "chains": (learner.recipe.langevin.chains, *learner.chains.shape[1:]),
+        "random.choice": tuple(learner.choice.get_state().shape),
+        "mean": learner.observed.mean.shape,
+    }
+    kept = {"energy": True, "kept": checkpoint.kept, "best": checkpoint.best}
+    for prefix, there in kept.items():
+        if there is not None:
+            expected |= {f"{prefix}.{name}": shape for name, shape in energy.items()}
+    groups = learner.optimizer.param_groups
+    for index, value in enumerate(value for group in groups for value in group["params"]):
+        moments = {"step": (), "exp_avg": tuple(value.shape), "exp_avg_sq": tuple(value.shape)}
+        names = {f"adam.{index}.{name}": shape for name, shape in moments.items()}
+        if names.keys() & found.keys():  # none before the first update, or above the depth
+            expected |= names
+            step = checkpoint.tensors.get(f"adam.{index}.step", torch.zeros(()))
+            if bool((step < 0).any()):
+                raise ValueError(f"adam.{index}.step is below 0")
+    if learner.recovery is not None:  # which checks their shapes
+        expected |= {name: found.get(name, ()) for name in ("recovery.x", "recovery.first")}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{name} is of shape {found.get(name, 'none')}, expected "
+                f"{expected.get(name, 'no such tensor')}"
+            )
+
+
 def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    _check_tensors(learner, checkpoint)
     learner.energy.load_state_dict(energy_state(checkpoint))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in checkpoint.tensors.items():
@@ -256,10 +311,8 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
             state.setdefault(int(index), {})[field] = value
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    chains = checkpoint.tensors["chains"]
-    if len(chains) != learner.recipe.langevin.chains:
-        raise ValueError(f"{len(chains)} chains, {learner.recipe.langevin.chains} in its recipe")
-    learner.chains = torch.empty_like(learner.chains).copy_(chains[learner.numbers])
+    chains = checkpoint.tensors["chains"][learner.numbers]
+    learner.chains = torch.empty_like(learner.chains).copy_(chains)
     learner.choice.set_state(checkpoint.tensors["random.choice"])
     learner.update_count = checkpoint.update
     learner.norm_mean = checkpoint.norm_mean
@@ -269,8 +322,6 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
         learner.recovery.restore(
             checkpoint.tensors["recovery.x"], checkpoint.tensors["recovery.first"]
         )
-    if (learner.coarser is None) != (checkpoint.coarser is None):
-        raise ValueError("its recipe and its state are of different numbers of scales")
     if learner.coarser is not None and checkpoint.coarser is not None:
         _restore(learner.coarser, checkpoint.coarser)
     learner.kept = _kept(learner, checkpoint, "kept.", checkpoint.kept)

@@ -31,8 +31,16 @@ from stg_train.descriptor import ConvSpec
 Scale = Literal["small", "paper"]
 Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid"]
 
+
+def _unicode(text: str) -> str:
+    """Text that a file can hold: a stranger's JSON may have half of a character."""
+    text.encode()
+    return text
+
+
 _LARGEST = 1 << 31  # beyond what any machine holds, and far from what Python turns into floats
 _LARGEST_CLIP = 1 << 36  # pixels; what is counted of them in bytes stays below 2^63
+_Text = Annotated[str, AfterValidator(_unicode)]
 _Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 _NonNegativeInt = Annotated[int, Field(ge=0, le=_LARGEST)]
 # Beyond these, squares leave float32's range.
@@ -346,7 +354,7 @@ class Recipe(_Section):
     """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(_printable)]
-    description: str = ""
+    description: _Text = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
@@ -523,9 +531,14 @@ def load_recipe(
             section = table
             for part in path:
                 section = section.setdefault(part, {})
+                if not isinstance(section, dict):
+                    raise InputError(
+                        f"{source}: {part} must be a table, [{part}]; it is {section!r:.60}"
+                    )
             section[last] = value
     data, given = table.get("data", {}), overrides or {}
-    if given.get("data.frames") and not given.get("data.window") and "window" in data:
+    shorter = given.get("data.frames") and not given.get("data.window")
+    if shorter and isinstance(data.get("window"), int):
         # Whoever asks for fewer frames than the recipe's window means all of them.
         data["window"] = min(data["window"], given["data.frames"])
     return parse_recipe(table, source)

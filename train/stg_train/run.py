@@ -533,13 +533,13 @@ def _truncate_metrics(path: Path, update: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
-            break  # a kill can cut the last line short
-        if record["update"] > update:
-            break
+            made = json.loads(line)["update"]
+            if made > update:
+                break
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue  # a kill can cut the last line short
         kept.append(line + "\n")
     atomic_write_text(path, "".join(kept))
 
