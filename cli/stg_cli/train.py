@@ -392,6 +392,9 @@ def _recover(work: Run) -> None:
             f"; mean absolute error over hidden pixels {found.error:.2f} of 255 grey levels, "
             f"first values {found.error_first:.2f}"
         )
+    seams = [ratio for ratio in found.seams if ratio is not None]
+    if seams:
+        error += f"; seam {max(seams):.2f} of the gradient around it (1: invisible)"
     print(
         f"{work.folder / 'recovered.mp4'}  ({found.hidden:.1%} of the pixels recovered{error}; "
         f"the chain: {work.folder / 'recovered-sample.mp4'})"

@@ -298,6 +298,10 @@ def read_masked_clip(
         InputError: see `read_clip`, `generate` and `read_mask`.
     """
     if is_pattern(mask):
+        if mask_resize or mask_grow:
+            raise InputError(
+                f"--mask {mask}: a pattern is drawn to fit; leave --mask-resize and --mask-grow out"
+            )
         whole = read_clip(path, size=size, frames=frames, start=start, crop=crop, clip=clip)
         height, width = whole.frames.shape[1:3]
         observed = generate(mask, (len(whole.frames), height, width), seed)

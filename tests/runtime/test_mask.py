@@ -185,3 +185,10 @@ def test_a_mask_is_held_to_its_size_before_its_values_are_read(
     with pytest.raises(InputError, match=r"a mask of more than 4 GiB|the mask is 30000x30000"):
         read_mask(tmp_path / "m.npy", (3, 16, 16))
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("option", [{"mask_grow": 2}, {"mask_resize": True}])
+def test_a_pattern_is_not_grown_or_resized(tmp_path: Path, option: dict[str, object]) -> None:
+    video = tmp_path / "v.npy"
+    np.save(video, np.zeros((1, 4, 16, 16, 3), np.uint8))
+    refused("a pattern is drawn to fit", video, "region:4", **option)

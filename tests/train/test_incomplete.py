@@ -9,6 +9,7 @@ import torch
 from support import tiny_recipe
 
 from stg_runtime.errors import InputError
+from stg_runtime.inpaint import seam
 from stg_runtime.video import to_model
 from stg_train.checkpoint import read_checkpoint
 from stg_train.incomplete import FIGURES, LEFT, MASK, RECOVERED, TRUTH, read_incomplete
@@ -167,7 +168,11 @@ def test_a_users_mask_has_no_truth(clip: Path, tmp_path: Path, user_mask: Path) 
     run = Run.start(tmp_path / "run", incomplete(clip, user_mask, **{"learning.updates": 1}))
     run.learn()
     assert not (tmp_path / "run" / TRUTH).exists()
-    assert run.finish_recovery().error is None
+    found = run.finish_recovery()
+    assert found.error is None
+    recovered, mask = (np.load(tmp_path / "run" / name) for name in (RECOVERED, MASK))
+    edge = seam(recovered[0], mask[0])
+    assert edge is not None and found.seams == (pytest.approx(edge.ratio),)
 
 
 def test_another_mask_is_not_resumed_with(clip: Path, tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_mistakes_take_one_line(name: str, overrides: dict[str, object], says: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"data.mask_grow": 3}, "need --mask, which is not given"),
+        ({"data.mask_resize": True}, "need --mask, which is not given"),
+        ({"data.mask": "region:4", "data.windows": 3}, "leave --windows and --align out"),
+        ({"data.mask": "m.npy", "data.align": True}, "leave --windows and --align out"),
+    ],
+)
+def test_options_of_masks_are_of_use_or_refused(overrides: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load_recipe("st", overrides=overrides)
+
+
 def test_unknown_key_of_a_layer_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     text = load_recipe("fc-s").to_toml().replace("filters = 32", "filers = 32")

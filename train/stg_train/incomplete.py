@@ -18,6 +18,7 @@ estimate, and its start, are ours.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from stg_runtime.artifact import MEAN_STEPS
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.files import atomic_save_array, atomic_write_text
 from stg_runtime.fill import Filled, best_shares, fill, mean_image
+from stg_runtime.inpaint import seam
 from stg_runtime.mask import read_masked_clip
 from stg_runtime.video import count_clips, load_array, tile, to_model, to_pixels
 from stg_runtime.video_write import write_video
@@ -331,6 +333,8 @@ class Recovered:
         steps: descent steps of the estimate, one number per clip.
         shares: how much of the descent's correction the estimate takes, for each clip and each
             class of pixels of `stg_runtime.fill`; chosen on held-out visible pixels.
+        seams: gradient discontinuity of each clip's estimate across the mask's edge over that
+            around it, see `stg_runtime.inpaint.seam`; None where there is no such edge.
     """
 
     hidden: float
@@ -339,6 +343,7 @@ class Recovered:
     error_sample: float | None
     steps: tuple[int, ...]
     shares: tuple[tuple[float, ...], ...]
+    seams: tuple[float | None, ...]
 
 
 def finish(learner: Learner, folder: Path) -> Recovered:
@@ -390,9 +395,15 @@ def finish(learner: Learner, folder: Path) -> Recovered:
         error_sample=errors[2],
         steps=tuple(steps),
         shares=tuple(shares),
+        seams=tuple(map(_seam, recovered, observed.observed_mask)),
     )
     atomic_write_text(folder / FIGURES, json.dumps(asdict(result), indent=2) + "\n")
     return result
+
+
+def _seam(video: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float | None:
+    found = seam(video, mask)
+    return None if found is None or not math.isfinite(found.ratio) else found.ratio
 
 
 def _estimate(

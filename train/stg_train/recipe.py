@@ -123,6 +123,17 @@ class Data(_Section):
         return self
 
     @model_validator(mode="after")
+    def _mask_is_of_use(self) -> Data:
+        if self.mask is None and (self.mask_resize or self.mask_grow):
+            raise ValueError("--mask-resize and --mask-grow need --mask, which is not given")
+        if self.mask is not None and (self.windows is not None or self.align):
+            raise ValueError(
+                "--mask hides pixels of each whole VIDEO; leave --windows and --align out, or cut "
+                "the clips and their masks beforehand"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_countable(self) -> Data:
         if self.frames * math.prod(self.size) > _LARGEST_CLIP:
             raise ValueError(
