@@ -152,7 +152,8 @@ def checkpoints() -> dict[str, bytes]:
 
     from stg_train.recipe import load_recipe
 
-    recipe = load_recipe("fc-s").model_dump(mode="json", exclude_none=True)
+    chosen = load_recipe("fc-s", overrides={"pixels.mean": "channel"})
+    recipe = chosen.model_dump(mode="json", exclude_none=True)
     header = {
         "schema_version": 1, "recipe": recipe, "update": 1, "kept": None, "returns": 0,
         "norm_mean": 1.0, "response_mean": 1.0, "fps": 25.0, "scale": 40.0, "clips": ["ab"],
