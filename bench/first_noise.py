@@ -68,14 +68,22 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def prepared(text: str, recipe: str) -> Observed:
+def overrides_of(text: str) -> dict[str, Any]:
+    """What CLIP[@X,Y,W,H][:FRAMES] says, as `load_recipe` takes it."""
     path, _, frames = text.partition(":")
     path, _, crop = path.partition("@")
     overrides: dict[str, Any] = {"data.videos": [path]}
     if crop:
         overrides["data.crop"] = [int(number) for number in crop.split(",")]
     if frames:
-        overrides |= {"data.frames": int(frames), "data.window": int(frames) // 2}
+        overrides["data.frames"] = int(frames)
+    return overrides
+
+
+def prepared(text: str, recipe: str) -> Observed:
+    overrides = overrides_of(text)
+    if "data.frames" in overrides:
+        overrides["data.window"] = overrides["data.frames"] // 2
     loaded = load_recipe(recipe, overrides=overrides)
     return read_observed(loaded.data, loaded.pixels, tempfile.TemporaryFile())
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from first_noise import FIGURES, overrides_of
 
 from stg_runtime.doctor import processor, version
 from stg_runtime.files import atomic_write_text
@@ -28,15 +29,6 @@ from stg_train.choose import choose
 from stg_train.observed import read_observed
 from stg_train.select import mean_score
 
-FIGURES = (
-    "spatial_db",
-    "temporal_db",
-    "motion",
-    "sharpness",
-    "moving_contrast",
-    "feature_distance",
-    "difference",
-)
 # Steps, share of the way to the mean that each takes, whether it adds noise.
 WALKS = {
     "start": (0, 0.0, False),
@@ -52,14 +44,8 @@ SEED = 7
 
 def rows_of(text: str, draws: int) -> dict[str, Any]:
     """The recipe, what an independent video reads, and the mean figures of every walk."""
-    path, _, frames = text.partition(":")
-    path, _, crop = path.partition("@")
-    overrides: dict[str, Any] = {"data.videos": [path]}
-    if crop:
-        overrides["data.crop"] = [int(number) for number in crop.split(",")]
-    if frames:
-        overrides["data.frames"] = int(frames)
-    recipe = choose([path], None, overrides).recipe
+    overrides = overrides_of(text)
+    recipe = choose(overrides["data.videos"], None, overrides).recipe
     first_noise, margin = recipe.langevin.first_noise, recipe.output.margin_frames
     assert first_noise != "white"
     with tempfile.TemporaryFile() as file:
