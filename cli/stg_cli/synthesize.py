@@ -65,11 +65,9 @@ class Request:
 
     def rate(self, model_fps: float) -> float:
         """Frames per second of the output."""
-        fps = (
-            self.fps
-            if self.fps is not None
-            else model_fps * (1.0 if self.speed is None else self.speed)
-        )
+        fps = self.fps
+        if fps is None:
+            fps = model_fps * (1.0 if self.speed is None else self.speed)
         if not 0.1 <= fps <= 1000:
             raise InputError(f"{fps:g} frames per second; from 0.1 to 1000 can be written")
         return fps

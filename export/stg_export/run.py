@@ -27,7 +27,7 @@ from stg_runtime.artifact import (
 from stg_runtime.backends.onnxruntime_cpu import require_onnxruntime
 from stg_runtime.errors import InputError
 from stg_runtime.grids import FACTOR, check_scales
-from stg_runtime.memory import budget, resident_memory, show_memory
+from stg_runtime.memory import refuse_least, resident_memory
 from stg_train.checkpoint import Checkpoint
 from stg_train.descriptor import AXES, Descriptor, Energy, min_size, top_units
 from stg_train.observed import Observed
@@ -256,13 +256,12 @@ def _refuse_larger(folder: Path, metadata: Metadata) -> None:
         unfolded = max(unfolded, channels * math.prod((*layer.kernel, *extent)))
         values += layer.filters * math.prod(extent)
         channels = layer.filters
-    needed, limit = resident_memory() + 8 * (values + unfolded), budget(None)
-    if limit is not None and needed > limit:
-        raise InputError(
-            f"{folder}: holding a model of {graph} against float64 autograd takes at least "
-            f"{show_memory(needed)}, {show_memory(limit)} are there; export at a smaller --frames "
-            "or --size (a file whose sizes are free makes larger videos all the same)"
-        )
+    refuse_least(
+        resident_memory() + 8 * (values + unfolded),
+        f"{folder}: holding a model of {graph} against float64 autograd",
+        "; export at a smaller --frames or --size (a file whose sizes are free makes larger videos "
+        "all the same)",
+    )
 
 
 def conv_layers(descriptor: Descriptor) -> tuple[ConvLayer, ...]:

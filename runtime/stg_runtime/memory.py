@@ -405,6 +405,24 @@ def foresee(
     return _whole(base, channels, lengths, chains, finished or lengths, cost, start)
 
 
+def refuse_least(needed: int, doing: str, hint: str = "") -> None:
+    """Refuse work that takes more than there is, by the least that it takes.
+
+    Args:
+        needed: bytes that this process would hold at least.
+        doing: what takes them, before the figures in the message.
+        hint: what the user could do, after them.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    limit = budget(None)
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"{doing} takes at least {show_memory(needed)}, {show_memory(limit)} are there{hint}"
+        )
+
+
 def refuse_larger(
     gradient: HostGradient,
     lengths: Sequence[int],

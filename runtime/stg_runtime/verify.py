@@ -18,9 +18,8 @@ from stg_runtime.backends.onnxruntime_cpu import (
     read_model,
     read_scales,
 )
-from stg_runtime.errors import InputError
 from stg_runtime.langevin import Float32, standard_normal
-from stg_runtime.memory import budget, probe_size, resident_memory, show_memory
+from stg_runtime.memory import probe_size, refuse_least, resident_memory
 from stg_runtime.onnx_check import check_onnx
 
 TOLERANCE: Final = {"fp32": 0.02, "fp16": 0.2}
@@ -111,15 +110,11 @@ def _refuse_larger(path: Path, metadata: Metadata) -> None:
     Raises:
         InputError: the least that the check takes, and what is there.
     """
-    size, limit = probe_size(metadata, _VOXELS), budget(None)
+    size = probe_size(metadata, _VOXELS)
     # The input, its gradient and the network's part of that, in float32 and in float64.
     values = metadata.channels * size.frames * size.height * size.width
     needed = resident_memory() + (4 + 4 + 8 + 8) * values
-    if limit is not None and needed > limit:
-        raise InputError(
-            f"{path}: its gradient cannot be looked at here: an input of {size} takes at least "
-            f"{show_memory(needed)}, {show_memory(limit)} are there"
-        )
+    refuse_least(needed, f"{path}: its gradient cannot be looked at here: an input of {size}")
 
 
 def _graph(found: str, metadata: Metadata) -> Check:

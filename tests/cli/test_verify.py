@@ -130,7 +130,7 @@ def test_the_gradients_error_is_small_against_its_tolerance(model: Path) -> None
 def test_an_input_that_does_not_fit_is_refused_with_the_figure(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stg_runtime.verify.budget", lambda _: 1 << 20)
+    monkeypatch.setattr("stg_runtime.memory.budget", lambda _: 1 << 20)
     with pytest.raises(InputError, match=r"an input of 8x8x8 takes at least \d+M, 1M are there"):
         verify(model)
 
