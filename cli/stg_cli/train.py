@@ -320,7 +320,8 @@ def _learn(work: Run) -> None:
                 )
             now = time.monotonic()
             rate = (metrics.update - first) / max(now - began, 1e-9)
-            figures = (
+            residual = "" if metrics.residual is None else f"residual {metrics.residual:.3f}  "
+            figures = residual + (
                 f"E observed {metrics.energy_observed:.4g} synthesized "
                 f"{metrics.energy_synthesized:.4g}  grad {metrics.grad_norm:.2g}  chain "
                 f"{metrics.chain_mean:+.2f}±{metrics.chain_std:.2f}  {rate:.2f}/s"

@@ -48,13 +48,19 @@ def frozen(energy: nn.Module) -> nn.Module:
     return copy.deepcopy(energy).cpu().eval().requires_grad_(False)
 
 
-def energy_and_grad(energy: nn.Module, x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def energy_and_grad(
+    energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    scale: float = 1.0,
+    named: object = None,
+) -> tuple[Tensor, Tensor]:
     """E(x) and dE/dx, the gradient computed as that of scale * E, divided by `scale` afterwards.
 
     Args:
         energy: maps (N, ...) to (N,).
         x: batch of inputs.
         scale: keeps the backward pass of a low precision in range.
+        named: whose type errors name; `energy` if not given.
 
     Returns:
         Energies, (N,), and gradients of the shape of `x`, both of the type of `x`.
@@ -62,23 +68,24 @@ def energy_and_grad(energy: nn.Module, x: Tensor, scale: float = 1.0) -> tuple[T
     Raises:
         InputError: the module is not an energy: a wrong output shape, or no dependence on `x`.
     """
+    name = type(energy if named is None else named).__name__
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         value = energy(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
-                f"{type(energy).__name__}: returns {got} for an input of shape {tuple(x.shape)}; "
+                f"{name}: returns {got} for an input of shape {tuple(x.shape)}; "
                 f"an energy returns one value per input, shape ({x.shape[0]},)"
             )
         value = value.to(x.dtype)
         if not value.requires_grad:
-            raise InputError(_NO_DEPENDENCE.format(name=type(energy).__name__))
+            raise InputError(_NO_DEPENDENCE.format(name=name))
         try:
             (grad,) = torch.autograd.grad((value * scale).sum(), x)
         except RuntimeError as error:
             if "not have been used" in str(error):
-                raise InputError(_NO_DEPENDENCE.format(name=type(energy).__name__)) from None
+                raise InputError(_NO_DEPENDENCE.format(name=name)) from None
             raise
     return value.detach(), grad / scale
 
@@ -101,6 +108,8 @@ def traced_shape(example_shape: Sequence[int], free_dims: Sequence[int]) -> tupl
 
 
 _TRACED = 32
+# Broadcast over the video; a runtime gives one value for each unit.
+UNIT_WEIGHTS_TRACED = (1, 1, 1, 1, 1)
 
 
 def trace(
@@ -111,6 +120,7 @@ def trace(
     precision: Precision = "fp32",
     gradient_scale: float = 1.0,
     lowering: str = "none",
+    unit_weights: bool = False,
 ) -> tuple[fx.GraphModule, str]:
     """Trace energy and gradient into one graph of forward operators.
 
@@ -122,6 +132,7 @@ def trace(
             stay float32.
         gradient_scale: see `energy_and_grad`.
         lowering: one of `LOWERINGS`.
+        unit_weights: give the energy a second argument of that name, `UNIT_WEIGHTS_TRACED`.
 
     Returns:
         A module from the input, float32, to energy and gradient, float32; the lowering that was
@@ -141,8 +152,12 @@ def trace(
         symbolic_context=StatelessSymbolicContext(dims),
     )
 
-    def graph(x: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_and_grad(energy, x, gradient_scale)
+    def graph(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        return energy_and_grad(lambda y: energy(y, *weights), x, gradient_scale, energy)
+
+    examples = [example]
+    if unit_weights:
+        examples.append(mode.from_tensor(torch.ones(UNIT_WEIGHTS_TRACED)))
 
     found: set[str] = set()
     half = torch.autocast("cpu", torch.float16) if precision == "fp16" else nullcontext()
@@ -156,7 +171,7 @@ def trace(
             decomposition_table=_DECOMPOSITIONS
             | ({} if lowering == "none" else _lowered(found, lowering)),
             _allow_non_fake_inputs=True,
-        )(example)
+        )(*examples)
     # A GPU's convolutions want their kernels as constants, both directions' own.
     clean(traced, repeat_weights=lowering == "space-to-depth")
     random = [str(node.target) for node in traced.graph.nodes if is_random(node)]

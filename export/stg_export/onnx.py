@@ -9,22 +9,23 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 import torch
 from onnx.defs import SchemaError, get_schema
 from torch import fx, nn
 
-from stg_export.gradient import frozen, trace, traced_shape
+from stg_export.gradient import UNIT_WEIGHTS_TRACED, frozen, trace, traced_shape
 from stg_export.lowering import LOWERINGS
 from stg_export.parity import check_parity
-from stg_export.units import weigh_units
+from stg_export.units import declare_unit_weights, weigh_units
 from stg_runtime.artifact import (
     DIGEST_KEY,
     ENERGY,
     ENERGY_GRAD,
     METADATA_KEY,
+    UNIT_WEIGHTS,
     VIDEO,
     Metadata,
     Parity,
@@ -118,9 +119,13 @@ def export_energy_grad(
         opset=opset,
         gradient_scale=gradient_scale,
         lowering=lowering,
+        unit_weights=unit_weights and _weighs_units(energy),
     )
     if unit_weights:
-        weigh_units(model)
+        if _weighs_units(energy):
+            declare_unit_weights(model)
+        else:
+            weigh_units(model)
         onnx.checker.check_model(model)
     if coarser is not None:
         _add_property(model, COARSER_KEY, pack_coarser(coarser))
@@ -148,6 +153,10 @@ def export_energy_grad(
     return found
 
 
+def _weighs_units(energy: nn.Module) -> bool:
+    return bool(getattr(getattr(energy, "descriptor", None), "weighs_units", False))
+
+
 def _add_property(model: onnx.ModelProto, key: str, value: str) -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = key, value
@@ -162,6 +171,7 @@ def to_onnx(
     opset: int = 18,
     gradient_scale: float = 1.0,
     lowering: str = "none",
+    unit_weights: bool = False,
 ) -> tuple[onnx.ModelProto, str]:
     """The ONNX graph of energy and gradient, unchecked, and the lowering that was applied.
 
@@ -182,13 +192,15 @@ def to_onnx(
                 precision=precision,
                 gradient_scale=gradient_scale,
                 lowering=lowering,
+                unit_weights=unit_weights,
             )
         except InputError:
             raise
         except Exception as error:
             raise InputError(_cannot(name, "traced", error, shape)) from error
         try:
-            model = _translate(graph, shape, free_dims, max(opset, _EXPORTER_OPSET))
+            opset_made = max(opset, _EXPORTER_OPSET)
+            model = _translate(graph, shape, free_dims, opset_made, unit_weights)
         except Exception as error:
             raise InputError(_cannot(name, "translated to ONNX", error, shape)) from error
     _clean(model, shape, free_dims)
@@ -206,21 +218,27 @@ def to_onnx(
 
 
 def _translate(
-    graph: fx.GraphModule, shape: Sequence[int], free_dims: Sequence[int], opset: int
+    graph: fx.GraphModule,
+    shape: Sequence[int],
+    free_dims: Sequence[int],
+    opset: int,
+    unit_weights: bool,
 ) -> onnx.ModelProto:
     from onnxscript import optimizer
 
-    example = torch.empty(traced_shape(shape, free_dims))
-    dynamic = dict.fromkeys(free_dims, torch.export.Dim.DYNAMIC)
-    program = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,), strict=False)
+    examples: tuple[torch.Tensor, ...] = (torch.empty(traced_shape(shape, free_dims)),)
+    dynamic: tuple[dict[int, Any], ...] = (dict.fromkeys(free_dims, torch.export.Dim.DYNAMIC),)
+    if unit_weights:
+        examples, dynamic = (*examples, torch.ones(UNIT_WEIGHTS_TRACED)), (*dynamic, {})
+    program = torch.export.export(graph, examples, dynamic_shapes=dynamic, strict=False)
     exported = torch.onnx.export(
         program,
-        (example,),
+        examples,
         dynamo=True,
         opset_version=opset,
         optimize=False,
         verbose=False,
-        input_names=[VIDEO],
+        input_names=[VIDEO, UNIT_WEIGHTS][: len(examples)],
         output_names=[ENERGY, ENERGY_GRAD],
     )
     assert exported is not None
@@ -240,7 +258,7 @@ def _clean(model: onnx.ModelProto, shape: Sequence[int], free_dims: Sequence[int
         node.ClearField("doc_string")
     model.producer_name, model.producer_version = "stg", ""
     names = _AXES[len(shape)]
-    for value in (*graph.input, *graph.output):
+    for value in (*graph.input[:1], *graph.output):
         dims = value.type.tensor_type.shape.dim
         for dim, size in enumerate(shape[: 1 if value.name == ENERGY else None]):
             dims[dim].Clear()

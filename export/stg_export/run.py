@@ -29,7 +29,7 @@ from stg_runtime.errors import InputError
 from stg_runtime.grids import FACTOR, check_scales
 from stg_runtime.memory import refuse_least, resident_memory
 from stg_train.checkpoint import Checkpoint
-from stg_train.descriptor import AXES, Descriptor, Energy, min_size, top_units
+from stg_train.descriptor import AXES, Energy, Network, min_size, top_units
 from stg_train.observed import Observed
 from stg_train.run import CHECKPOINT, energy_of, load_energy, read_run_clips
 from stg_train.sample import lengths
@@ -109,7 +109,7 @@ def _export_scale(
     recipe = checkpoint.recipe
     trained = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = energy.descriptor
-    assert isinstance(descriptor, Descriptor)
+    assert isinstance(descriptor, Network)
     # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
     mean_image = checkpoint.mean.shape[-2:] != (1, 1)
     free: tuple[Axis, ...] = tuple(
@@ -120,7 +120,7 @@ def _export_scale(
     length, margin = lengths(recipe, descriptor)
     wanted = (frames or length, *(size or recipe.data.size))
     margins = (margin, recipe.output.margin_size, recipe.output.margin_size)
-    layers = recipe.network.specs()[: descriptor.depth]
+    layers = recipe.network.specs(len(checkpoint.mean))[: descriptor.depth]
     smallest = [
         least if axis in free else fixed
         for axis, least, fixed in zip(_AXES, min_size(layers, trained), trained, strict=True)
@@ -159,6 +159,7 @@ def _export_scale(
             reference_std=recipe.langevin.reference_std,
             step_size=recipe.langevin.step_size,
             noise_scale=recipe.langevin.noise_scale,
+            noise_end=recipe.langevin.noise_end,
             n_steps=recipe.langevin.n_steps,
             init_std=recipe.langevin.init_std,
             first_noise=recipe.langevin.first_noise,
@@ -264,7 +265,7 @@ def _refuse_larger(folder: Path, metadata: Metadata) -> None:
     )
 
 
-def conv_layers(descriptor: Descriptor) -> tuple[ConvLayer, ...]:
+def conv_layers(descriptor: Network) -> tuple[ConvLayer, ...]:
     """The layers in use, for the metadata."""
 
     def triple(values: Sequence[int | str]) -> tuple[int, int, int]:

@@ -71,6 +71,15 @@ def weigh_units(model: onnx.ModelProto) -> None:
         graph.node.insert(place + (weights != UNIT_WEIGHTS), node)
     backward.input[:] = [scaled, passed]
     total.input[0] = weighed
+    declare_unit_weights(model)
+
+
+def declare_unit_weights(model: onnx.ModelProto) -> None:
+    """Make `unit_weights`, which the graph multiplies by, an input that is 1 where none is given."""
+    graph = model.graph
+    traced = [value for value in graph.input if value.name == UNIT_WEIGHTS]
+    for value in traced:
+        graph.input.remove(value)
     ones = numpy_helper.from_array(np.ones((1, 1, 1, 1, 1), np.float32), UNIT_WEIGHTS)
     graph.initializer.append(ones)
     graph.input.append(

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stg_runtime.equalizer import Equalizer
 from stg_runtime.errors import InputError
+from stg_runtime.langevin import noise_at
 from stg_runtime.spot import Spot
 from stg_runtime.video import to_model
 
@@ -148,7 +149,8 @@ class Metadata(_Strict):
         recipe: name of the recipe it was trained with.
         reference_std: sigma of the Gaussian reference, model units.
         step_size: delta of the Langevin step, model units.
-        noise_scale: factor on the Langevin noise; 1 samples, 0 descends.
+        noise_scale: factor on the Langevin noise at the first step; 1 samples, 0 descends.
+        noise_end: share of it that is left at the last, see `langevin.noise_at`.
         n_steps: Langevin steps it was trained with; also the default at synthesis.
         init_std: standard deviation of the chain's first noise where that is white, model units.
         first_noise: "white", or spot noise along "time" or "space-time"; see `stg_runtime.spot`.
@@ -190,6 +192,7 @@ class Metadata(_Strict):
     reference_std: _Positive
     step_size: _Positive
     noise_scale: _NonNegative
+    noise_end: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
     n_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     init_std: _NonNegative
     first_noise: Literal["white", "time", "space-time"] = "white"
@@ -224,6 +227,10 @@ class Metadata(_Strict):
     def channels(self) -> int:
         """Number of colour channels, C."""
         return len(self.pixel_mean)
+
+    def noise_at(self, step: int, n_steps: int) -> float:
+        """Factor on the noise of step 1 to `n_steps` of a walk, see `langevin.noise_at`."""
+        return noise_at(step, n_steps, noise_scale=self.noise_scale, noise_end=self.noise_end)
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Metadata:

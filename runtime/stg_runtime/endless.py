@@ -165,7 +165,7 @@ class Endless:
                 own,
                 step,
                 step_size=metadata.step_size,
-                noise_scale=metadata.noise_scale,
+                noise_scale=metadata.noise_at(step, n_steps),
             )
             self._spare.append(own)
             if not np.isfinite(x.sum(dtype=np.float64)):

@@ -371,9 +371,8 @@ def _mirrored(frames: int, margin: int) -> NDArray[np.intp]:
 
 def _walk(chains: Chains, metadata: Metadata, job: Plan, progress: Progress | None) -> None:
     for step in range(1, job.n_steps + 1):
-        energy: Float32 | None = chains.step(
-            step, step_size=metadata.step_size, noise_scale=metadata.noise_scale
-        )
+        noise = metadata.noise_at(step, job.n_steps)
+        energy: Float32 | None = chains.step(step, step_size=metadata.step_size, noise_scale=noise)
         if energy is not None and not np.isfinite(energy).all():
             break
         if progress is not None:

@@ -62,6 +62,23 @@ def langevin_step(
     return x - energy_grad * (step_size**2 / 2) + noise * (step_size * noise_scale)
 
 
+def noise_at(step: int, n_steps: int, *, noise_scale: float, noise_end: float) -> float:
+    """The factor on the noise of a step of a walk: constant, or falling geometrically (annealed).
+
+    Args:
+        step: 1 to `n_steps`.
+        n_steps: K, of this walk.
+        noise_scale: the factor at the first step.
+        noise_end: share of it that is left at the last step; 1 keeps it constant.
+
+    Source: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution",
+    NeurIPS 2019, annealed Langevin dynamics.
+    """
+    if noise_end == 1 or n_steps == 1:
+        return noise_scale
+    return float(noise_scale * noise_end ** ((step - 1) / (n_steps - 1)))
+
+
 class _Scratch:
     """What one thread needs to make a block of noise."""
 

@@ -420,7 +420,8 @@ def walk(
         DivergenceError: an energy or the result is not finite, or the network fell silent.
     """
     for step in range(first, job.n_steps + 1):
-        energy = chains.step(step, step_size=metadata.step_size, noise_scale=metadata.noise_scale)
+        noise = metadata.noise_at(step, job.n_steps)
+        energy = chains.step(step, step_size=metadata.step_size, noise_scale=noise)
         if energy is not None:
             _check_energies(chains.energies()[-2:], max(first, step - 1), job, metadata, numbers)
         if progress is not None:

@@ -40,17 +40,31 @@ class ConvSpec:
     padding: tuple[int, int, int]
 
 
-class Descriptor(nn.Module):
+class Network(nn.Module):
+    """What an energy is made of: g(x), shape (N,), of videos x.
+
+    Attributes:
+        convs: the convolutions, bottom first.
+        depth: how many of them are in use. Layer-wise growth learns with the first, then the first
+            two, and so on; parameters above `depth` take no part.
+        free_axes: those of "THW" that may have any size.
+        weighs_units: `forward` takes `unit_weights`, (1, 1, T', H', W'), of the terms of g; else an
+            exporter finds the sum of the top responses, see `stg_export.units`.
+    """
+
+    convs: nn.ModuleList
+    depth: int
+    free_axes: tuple[str, ...]
+    weighs_units = False
+
+
+class Descriptor(Network):
     """The 3-D ConvNet whose top ReLU responses are summed: g(x), shape (N,).
 
     Args:
         layers: the convolutions, bottom first.
         channels: C of the video.
         size: (T, H, W) that "full" kernels are resolved at.
-
-    Attributes:
-        depth: how many layers are in use. Layer-wise growth learns with the first, then the first
-            two, and so on; parameters above `depth` take no part.
     """
 
     def __init__(
@@ -116,17 +130,19 @@ class Energy(nn.Module):
         self.descriptor = descriptor
         self.reference_std = reference_std
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, unit_weights: Tensor | None = None) -> Tensor:
         """Energy of each video.
 
         Args:
             x: videos, (N, C, T, H, W), model units.
+            unit_weights: see `Network.weighs_units`; 1 if not given.
 
         Returns:
             E(x), shape (N,); lower is likelier.
         """
         quadratic = 0.5 * (x * x).flatten(1).sum(1)
-        energy: Tensor = (quadratic - self.descriptor(x)) / self.reference_std**2
+        weights = {} if unit_weights is None else {"unit_weights": unit_weights}
+        energy: Tensor = (quadratic - self.descriptor(x, **weights)) / self.reference_std**2
         return energy
 
 
@@ -231,14 +247,14 @@ def top_units(layers: Sequence[ConvSpec], size: tuple[int, int, int]) -> TopUnit
     )
 
 
-def init_he(descriptor: Descriptor, generator: torch.Generator) -> None:
+def init_he(descriptor: Network, generator: torch.Generator) -> None:
     """Normal weights of standard deviation sqrt(2 / fan_in), zero biases (He et al. 2015)."""
     for conv in descriptor.convs:
         assert isinstance(conv, nn.Conv3d)
         _init_normal(conv, math.sqrt(2 / fan_in(conv)), generator)
 
 
-def init_normal(descriptor: Descriptor, std: float, generator: torch.Generator) -> None:
+def init_normal(descriptor: Network, std: float, generator: torch.Generator) -> None:
     """Normal weights of one standard deviation, zero biases, as the paper's public code."""
     for conv in descriptor.convs:
         assert isinstance(conv, nn.Conv3d)

@@ -4,7 +4,8 @@ Source: Xie, Zhu, Wu, CVPR 2017, Algorithm 1 (persistent chains, layer-wise grow
 Zhu, Wu, "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", NeurIPS
 2019 (chains restarted from noise at every update); Du, Mordatch, "Implicit Generation and Modeling
 with Energy-Based Models", NeurIPS 2019 (chains restarted now and then); Gao, Lu, Zhou, Zhu, Wu,
-"Learning Generative ConvNets via Multi-grid Modeling and Sampling", CVPR 2018 (several scales).
+"Learning Generative ConvNets via Multi-grid Modeling and Sampling", CVPR 2018 (several scales);
+Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011 (denoising).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.grids import refine, to_finer
 from stg_runtime.memory import give_back
 from stg_train.chains import ChainNoise, autocast, walk
-from stg_train.descriptor import Descriptor, Energy, fan_in, init_he, init_normal
+from stg_train.denoiser import Denoiser, init_denoiser
+from stg_train.descriptor import Descriptor, Energy, Network, fan_in, init_he, init_normal
 from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
 from stg_train.parallel import ALONE, World
@@ -71,6 +73,9 @@ class Metrics:
         returned_to: the update whose parameters the guard went back to instead of this update's
             step, or None.
         score: of fresh samples after this update, see `stg_train.select`; None where none was made.
+        residual: in denoising, the mean squared error per voxel of patches with their noise taken
+            out, in units of that noise's variance; their noised patches are then what is called
+            synthesized and chains above.
     """
 
     update: int
@@ -86,6 +91,7 @@ class Metrics:
     learning_rate: float
     returned_to: int | None = None
     score: float | None = None
+    residual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,16 +109,26 @@ class Kept:
     returns: int
 
 
+def build_network(recipe: Recipe, channels: int) -> Network:
+    """The network of a recipe, its weights as PyTorch leaves them."""
+    layers = recipe.network.specs(channels)
+    if recipe.network.form == "denoiser":
+        places = recipe.data.size if recipe.pixels.mean == "image" else None
+        return Denoiser(layers, channels, places)
+    return Descriptor(layers, channels, (recipe.data.trained_frames, *recipe.data.trained_size))
+
+
 def build_energy(recipe: Recipe, channels: int) -> Energy:
     """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
-    size = (recipe.data.trained_frames, *recipe.data.trained_size)
-    descriptor = Descriptor(recipe.network.specs(), channels, size)
+    network = build_network(recipe, channels)
     generator = torch.Generator().manual_seed(recipe.seed)
-    if recipe.network.init == "he":
-        init_he(descriptor, generator)
+    if isinstance(network, Denoiser):
+        init_denoiser(network, generator)
+    elif recipe.network.init == "he":
+        init_he(network, generator)
     else:
-        init_normal(descriptor, recipe.network.init_std, generator)
-    return Energy(descriptor, recipe.langevin.reference_std)
+        init_normal(network, recipe.network.init_std, generator)
+    return Energy(network, recipe.langevin.reference_std)
 
 
 def depth_at(recipe: Recipe, update: int) -> int:
@@ -185,6 +201,10 @@ class Learner:
                 f"{world.size} processes share {recipe.langevin.chains} chain(s); give at least "
                 f"one each (--chains {world.size}), or start fewer processes"
             )
+        if recipe.learning.regime == "denoising" and world.size > 1:
+            raise InputError(
+                "a run that learns by denoising is one process's; start it without torchrun"
+            )
         if observed.observed_mask is not None and world.size > 1:
             raise InputError("a run with --mask learns in one process; start it without torchrun")
         self.device = torch.device(recipe.device)
@@ -198,6 +218,8 @@ class Learner:
             tf32 = recipe.precision == "tf32"
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.energy = build_energy(recipe, channels).to(self.device)
+        if isinstance(self.descriptor, Denoiser):
+            self.descriptor.see_places(observed.variance())
         for parameter in self.energy.parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=self._layout)
@@ -233,9 +255,9 @@ class Learner:
         self.recovery = None if observed.observed_mask is None else Recovery(recipe, observed)
 
     @property
-    def descriptor(self) -> Descriptor:
+    def descriptor(self) -> Network:
         """The network being learned."""
-        assert isinstance(self.energy.descriptor, Descriptor)
+        assert isinstance(self.energy.descriptor, Network)
         return self.energy.descriptor
 
     def scales(self) -> list[Learner]:
@@ -249,7 +271,10 @@ class Learner:
             assert isinstance(conv, nn.Conv3d)
             scale = math.sqrt(2 / fan_in(conv)) if learning.rate == "fan-in" else 1.0
             groups.append({"params": [conv.weight], "base": learning.learning_rate * scale})
-            groups.append({"params": [conv.bias], "base": learning.bias_rate})
+            if conv.bias is not None:
+                groups.append({"params": [conv.bias], "base": learning.bias_rate})
+        if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
+            groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
         for group in groups:
             group["lr"] = group["base"]
         return torch.optim.Adam(groups, betas=learning.betas)
@@ -412,6 +437,8 @@ class Learner:
                     "warning: scale %dx%d lost the clips at update %d; back to update %d",
                     *(height, width, found.update, found.returned_to),
                 )
+        if self.recipe.learning.regime == "denoising":
+            return self._denoise()
         recipe, langevin = self.recipe, self.recipe.langevin
         self.descriptor.depth = depth_at(recipe, self.update_count)
         self.noise.begin(self.update_count + 1)
@@ -511,6 +538,109 @@ class Learner:
         self._clip(gradients, metrics.grad_norm, age)
         self.optimizer.step()
         return metrics
+
+    def _denoise(self) -> Metrics:
+        """Take noise out of patches of the clips, and move the parameters once for each.
+
+        Raises:
+            DivergenceError: a gradient is not finite.
+        """
+        recipe, learning = self.recipe, self.recipe.learning
+        network = self.descriptor
+        assert isinstance(network, Denoiser)
+        # Another number than any chain's.
+        noise = ChainNoise(recipe.seed, [-1], self.device)
+        noise.begin(self.update_count + 1)
+        low, high = map(math.log, learning.noise)
+        rate = self.rate_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * rate
+        residual = norms = 0.0
+        for _ in range(learning.denoisings):
+            patch, at = self._patch()
+            level = math.exp(low + (high - low) * self._chance())
+            noised = patch + level * noise.like(patch)
+            noised.requires_grad_()
+            with autocast(recipe.precision, self.device):
+                response = network(noised, at)
+            (clean,) = torch.autograd.grad(response.sum(), noised, create_graph=True)
+            loss = ((clean - patch) / level).square().mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                raise DivergenceError(
+                    f"update {self.update_count + 1}: the gradient of learning is not finite "
+                    f"(residual {float(loss.detach()):.3g}); lower learning.learning_rate (now "
+                    f"{learning.learning_rate:g})"
+                )
+            self._clip(gradients, norm, MEMORY if self.norm_mean else 1)
+            self.optimizer.step()
+            residual += float(loss.detach()) / learning.denoisings
+            norms += norm / learning.denoisings
+        with torch.no_grad():
+            observed = network(patch, at) / patch.numel()
+        self.update_count += 1
+        variance, x = recipe.langevin.reference_std**2, noised.detach()
+        means = [float(response.detach()) / x.numel(), float(observed)]
+        energies = [
+            (0.5 * float(video.square().mean()) - mean) / variance
+            for video, mean in zip((x, patch), means, strict=True)
+        ]
+        # For pictures.
+        self.windows, _ = self._observed_windows()
+        return Metrics(
+            update=self.update_count,
+            layers=network.depth,
+            energy_observed=energies[1],
+            energy_synthesized=energies[0],
+            response_observed=means[1],
+            response_synthesized=means[0],
+            grad_norm=norms,
+            chain_mean=float(x.mean()),
+            chain_std=float(x.std(correction=0)),
+            chain_max=float(x.abs().max()),
+            learning_rate=rate,
+            residual=residual,
+        )
+
+    def _chance(self) -> float:
+        return float(torch.rand((), generator=self.choice))
+
+    def _patch(self) -> tuple[Tensor, tuple[int, int]]:
+        """A random patch of a random clip, (1, C, T, H, W), and its top and left."""
+        whole = self.observed.pixels.shape[:4]
+        patch = [min(a, b) for a, b in zip(self.recipe.learning.patch, whole[1:], strict=True)]
+        clip, start, top, left = (
+            int(self._chance() * (most - size + 1))
+            for most, size in zip(whole, (1, *patch), strict=True)
+        )
+        x = self.observed.windows([clip], [start], patch[0])
+        x = x[..., top : top + patch[1], left : left + patch[2]].contiguous()
+        return x.to(self.device), (top, left)
+
+    def shown_chains(self) -> Tensor:
+        """The chains, for pictures; in denoising, which walks none, where they would lead now."""
+        if self.recipe.learning.regime != "denoising":
+            return self.chains
+        langevin = self.recipe.langevin
+        noise = ChainNoise(self.recipe.seed, self.numbers, self.device)
+        noise.begin(0)  # always from the same noise
+        x = self._fresh_chains(self.chains.shape[1], noise)
+        self.energy.requires_grad_(False)
+        for step in range(1, langevin.n_steps + 1):
+            x, _ = walk(
+                self.energy,
+                x,
+                n_steps=1,
+                step_size=langevin.step_size,
+                noise_scale=langevin.noise_at(step),
+                draw=lambda _, like: noise.like(like),
+                precision=self.recipe.precision,
+            )
+        self.energy.requires_grad_(True)
+        return x
 
     def parameters(self) -> dict[str, Tensor]:
         """A copy of the energy's state."""

@@ -28,7 +28,8 @@ from stg_runtime.fill import fill_bytes
 from stg_runtime.grids import FACTOR
 from stg_runtime.memory import MIB, budget, resident_memory, show_memory
 from stg_train.chains import autocast, walk
-from stg_train.descriptor import Descriptor, Energy, min_size, resolve_kernels
+from stg_train.descriptor import Energy, min_size, resolve_kernels
+from stg_train.learn import build_network
 from stg_train.recipe import Recipe
 
 _CHANNELS = 3
@@ -358,6 +359,8 @@ def _update(recipe: Recipe, chains: int, windows: int) -> tuple[int, int]:
     data, langevin = recipe.data, recipe.langevin
     shape = (_CHANNELS, data.trained_frames, *data.trained_size)
     device = torch.device("cpu")  # fake: nothing is there
+    if recipe.learning.regime == "denoising":
+        return _denoised(recipe)
     layout = torch.contiguous_format if recipe.precision == "fp32" else torch.channels_last_3d
     with FakeTensorMode(), Tally(recipe.device == "cpu") as tally:
         energy = _energy(recipe, layout)
@@ -382,6 +385,22 @@ def _update(recipe: Recipe, chains: int, windows: int) -> tuple[int, int]:
             response = energy.descriptor(torch.cat([walked, observed]))
         torch.autograd.backward(response.sum())
         return weights, max(walking, tally.peak - before)
+
+
+def _denoised(recipe: Recipe) -> tuple[int, int]:
+    """The same of a step of denoising."""
+    whole = (recipe.data.frames, *recipe.data.size)
+    patch = [min(a, b) for a, b in zip(recipe.learning.patch, whole, strict=True)]
+    with FakeTensorMode(), Tally(recipe.device == "cpu") as tally:
+        energy = _energy(recipe, torch.contiguous_format)
+        weights = sum(_bytes(parameter) for parameter in energy.parameters())
+        before = tally.live
+        noised = torch.empty((1, _CHANNELS, *patch)).requires_grad_()
+        with autocast(recipe.precision, torch.device("cpu")):
+            response = energy.descriptor(noised)
+        (clean,) = torch.autograd.grad(response.sum(), noised, create_graph=True)
+        torch.autograd.backward(clean.square().sum())
+        return weights, tally.peak - before
 
 
 def _sampled(recipe: Recipe) -> int:
@@ -410,8 +429,7 @@ def _sampled(recipe: Recipe) -> int:
 
 
 def _energy(recipe: Recipe, layout: torch.memory_format) -> Energy:
-    size = (recipe.data.trained_frames, *recipe.data.trained_size)
-    descriptor = Descriptor(recipe.network.specs(), _CHANNELS, size)
+    descriptor = build_network(recipe, _CHANNELS)
     for parameter in descriptor.parameters():
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,19 @@ class Observed:
             for m, t in zip(clips, starts, strict=True)
         ]
         return torch.from_numpy(np.stack(cut))
+
+    def variance(self) -> Tensor:
+        """Mean square of what moves at each place, over clips, frames and channels, (H, W).
+
+        Model units; read clip by clip.
+        """
+        total = np.zeros(self.pixels.shape[2:4])
+        for clip in self.pixels:
+            for frame in clip:  # a mapped clip is never copied as a whole
+                x = to_model(frame[None], self.mean, self.scale)
+                total += np.square(x, dtype=np.float64).sum((0, 1))
+        count = math.prod(self.pixels.shape[:2]) * self.pixels.shape[-1]
+        return torch.from_numpy((total / count).astype(np.float32))
 
     def halved(self, pixels: Pixels) -> Observed:
         """The clips at half the height and width, with mean and scale of their own.

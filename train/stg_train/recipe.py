@@ -26,10 +26,11 @@ from stg_runtime.artifact import check_stable, first_error
 from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_write_text, check_regular
 from stg_runtime.grids import FACTOR, check_scales, coarser_seed
+from stg_runtime.langevin import noise_at
 from stg_train.descriptor import ConvSpec
 
 Scale = Literal["small", "paper"]
-Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid"]
+Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid", "denoising"]
 
 
 def _unicode(text: str) -> str:
@@ -176,10 +177,18 @@ class Layer(_Section):
     padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
 
 
+def _sides(layer: Layer) -> zip[tuple[int | Literal["full"], int]]:
+    return zip(layer.kernel, layer.padding, strict=True)
+
+
 class Network(_Section):
     """The descriptor.
 
     Attributes:
+        form: "descriptor", the sum of the top responses, as in the paper; or "denoiser", how far a
+            video is from what a residual network makes of it, see `stg_train.denoiser`: layers of
+            stride 1 that keep the size, of equally many filters, and one back to the video's
+            channels, of the first one's kernel, that is not named here.
         layers: convolutions, bottom first.
         padding: "zeros" pads every layer as it says. "valid" pads none along axes that no "full"
             layer covers: there the network sees nothing but video, and nothing tells it where the
@@ -190,14 +199,33 @@ class Network(_Section):
         init_std: standard deviation for init = "normal".
     """
 
+    form: Literal["descriptor", "denoiser"] = "descriptor"
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     padding: Literal["zeros", "valid"] = "zeros"
     init: Literal["he", "normal"] = "he"
     init_std: _Positive = 0.001
 
-    def specs(self) -> list[ConvSpec]:
-        """The layers as the descriptor takes them."""
+    @model_validator(mode="after")
+    def _is_a_denoiser(self) -> Network:
+        if self.form == "denoiser":
+            first = self.layers[0]
+            for layer in self.layers:
+                odd = all(k != "full" and k % 2 and p == k // 2 for k, p in _sides(layer))
+                if not odd or layer.stride != (1, 1, 1) or layer.filters != first.filters:
+                    raise ValueError(
+                        'form = "denoiser" needs layers of equally many filters, stride [1, 1, 1], '
+                        "odd kernels and padding of half of them"
+                    )
+            if self.padding != "zeros":
+                raise ValueError('form = "denoiser" needs padding = "zeros"')
+        return self
+
+    def specs(self, channels: int = 3) -> list[ConvSpec]:
+        """The layers as the network takes them, for a video of `channels`."""
         pads = [self.padding == "zeros" or not self.is_free(axis) for axis in range(3)]
+        layers = self.layers
+        if self.form == "denoiser":
+            layers = (*layers, layers[0].model_copy(update={"filters": channels}))
         return [
             ConvSpec(
                 layer.filters,
@@ -209,7 +237,7 @@ class Network(_Section):
                     layer.padding[2] * pads[2],
                 ),
             )
-            for layer in self.layers
+            for layer in layers
         ]
 
     def is_free(self, axis: int) -> bool:
@@ -243,6 +271,8 @@ class Langevin(_Section):
             to its mean that the reference alone takes a chain per step; above 0.2 training has
             collapsed, below 0.1 white first noise outlives the steps.
         noise_scale: factor on the Langevin noise.
+        noise_end: share of `noise_scale` that is left at the last step, between which it falls by
+            the same factor at each: annealed Langevin dynamics, for an energy of many noise levels.
         n_steps: Langevin steps per update, and at synthesis.
         first_noise: "white", or spot noise with the clips' own covariance: along "time" for scenes
             in which every place has its own behaviour, along "space-time" for textures that look
@@ -254,10 +284,16 @@ class Langevin(_Section):
     reference_std: _Positive
     step_size: _Positive
     noise_scale: _NonNegative = 1.0
+    noise_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     n_steps: _Count = 20
     first_noise: Literal["white", "time", "space-time"] = "white"
     init_std: _NonNegative = 1.0
     chains: Annotated[int, Field(ge=1, le=4096)] = 1
+
+    def noise_at(self, step: int) -> float:
+        """Factor on the noise of step 1 to `n_steps`."""
+        scale, end = self.noise_scale, self.noise_end
+        return noise_at(step, self.n_steps, noise_scale=scale, noise_end=end)
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Langevin:
@@ -276,6 +312,11 @@ class Learning(_Section):
             synthesizes from noise, in n_steps and in several times as many. "multi-grid" learns
             several scales at once, each with an energy of its own; the coarsest starts from noise
             at every update, each other from the coarser one's result; see `stg_runtime.grids`.
+            "denoising" walks no chains: the network learns to take noise out of the clips
+            (denoising score matching), and needs `network.form` = "denoiser".
+        noise: (least, most) standard deviation of the noise that is taken out, model units.
+        patch: (T, H, W) of the random part of a clip that a step of denoising sees.
+        denoisings: steps of denoising in an update, one patch each.
         scales: of multi-grid learning, each half as high and wide as the next; 1 is short-run.
         restart: probability that a rejuvenated chain restarts from noise at an update.
         updates: of the parameters.
@@ -299,6 +340,9 @@ class Learning(_Section):
     regime: Regime = "short-run"
     scales: Annotated[int, Field(ge=1, le=6)] = 3
     restart: Annotated[float, Field(gt=0, le=1)] = 0.3
+    noise: tuple[_Positive, _Positive] = (0.03, 0.6)
+    patch: tuple[_Count, _Count, _Count] = (8, 32, 32)
+    denoisings: Annotated[int, Field(ge=1, le=100_000)] = 25
     updates: _Count
     learning_rate: _Positive
     rate: Literal["fan-in", "flat"] = "fan-in"
@@ -432,6 +476,24 @@ class Recipe(_Section):
                 raise ValueError(
                     f'{key} is for textures alike everywhere: it needs pixels.mean = "channel" and '
                     "no spatially full layer (recipe st)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _denoising_fits(self) -> Recipe:
+        if (self.learning.regime == "denoising") != (self.network.form == "denoiser"):
+            raise ValueError(
+                'learning.regime = "denoising" and network.form = "denoiser" belong together; take '
+                "--recipe denoising or denoising-st, or leave the regime out"
+            )
+        if self.network.form == "denoiser":
+            low, high = self.learning.noise
+            if low >= high:
+                raise ValueError(f"learning.noise must rise; it is {low:g}, {high:g}")
+            if self.data.mask is not None or self.pixels.mean == "video" or self.learning.growth:
+                raise ValueError(
+                    'learning.regime = "denoising" learns from whole clips, one mean image and all '
+                    "layers at once; leave --mask, pixels.mean and learning.growth out"
                 )
         return self
 

@@ -64,7 +64,7 @@ from stg_train.checkpoint import (
     restore,
     save_checkpoint,
 )
-from stg_train.descriptor import Descriptor, Energy
+from stg_train.descriptor import Energy, Network
 from stg_train.incomplete import (
     LEFT,
     MASK,
@@ -444,7 +444,8 @@ class Run:
             ]
             return np.stack(frames)
 
-        windows, chains = pixels(self.learner.windows[:4]), pixels(self.learner.chains[:4])
+        learner = self.learner
+        windows, chains = pixels(learner.windows[:4]), pixels(learner.shown_chains()[:4])
         rows = [(f"observed {i}", video) for i, video in enumerate(windows)]
         rows += [(f"chain {i}", video) for i, video in enumerate(chains)]
         sheets = self.folder / "chains"
@@ -500,7 +501,7 @@ def energy_of(checkpoint: Checkpoint, path: Path) -> Energy:
     energy = build_energy(checkpoint.recipe, len(checkpoint.mean))
     load_parameters(energy, checkpoint, path)
     descriptor = energy.descriptor
-    assert isinstance(descriptor, Descriptor)
+    assert isinstance(descriptor, Network)
     # The layers that the last update made learned with; one about to be added is untrained.
     descriptor.depth = depth_at(checkpoint.recipe, max(checkpoint.update - 1, 0))
     return energy.eval()

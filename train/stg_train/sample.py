@@ -18,7 +18,7 @@ from stg_runtime.memory import give_back
 from stg_runtime.spot import first_noise
 from stg_runtime.video import cut_edges, to_pixels
 from stg_train.chains import walk
-from stg_train.descriptor import Descriptor
+from stg_train.descriptor import Network
 from stg_train.learn import Learner, depth_at
 from stg_train.recipe import Recipe
 
@@ -42,7 +42,7 @@ class Samples:
     path_steps: tuple[int, ...]
 
 
-def lengths(recipe: Recipe, descriptor: Descriptor) -> tuple[int, int]:
+def lengths(recipe: Recipe, descriptor: Network) -> tuple[int, int]:
     """Frames of a synthesized video, and of the margin that is walked and cut at each end.
 
     Where the network is full in time the walk has the trained length, margins included.
@@ -122,6 +122,7 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
 
     def noise(step: int) -> Tensor:
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
+        values *= langevin.noise_at(step)
         return torch.from_numpy(values).reshape(shape).to(device)
 
     first = None
@@ -147,7 +148,7 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
             x,
             n_steps=end - begin,
             step_size=langevin.step_size,
-            noise_scale=langevin.noise_scale,
+            noise_scale=1.0,
             draw=lambda step, _, begin=begin: noise(begin + step),  # type: ignore[misc]
         )
         yield x
