@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from stg_train.checkpoint import read_checkpoint
 from stg_train.recipe import Recipe, load_recipe
+from stg_train.run import CHECKPOINT
 
 BIN = Path(sys.executable).parent
 
@@ -67,3 +71,12 @@ def tiny_recipe(clip: Path, **overrides: object) -> Recipe:
     every = overrides.get("learning.select_every")
     learning = recipe.learning.model_copy(update={"select_every": every})
     return recipe.model_copy(update={"learning": learning})
+
+
+def same_state(a: Path, b: Path) -> bool:
+    """Do two runs' folders hold the same checkpoint?"""
+    left, right = read_checkpoint(a / CHECKPOINT), read_checkpoint(b / CHECKPOINT)
+    assert left.tensors.keys() == right.tensors.keys()
+    return left.update == right.update and all(
+        torch.equal(value, right.tensors[name]) for name, value in left.tensors.items()
+    )

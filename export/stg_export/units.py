@@ -75,7 +75,7 @@ def weigh_units(model: onnx.ModelProto) -> None:
 
 
 def declare_unit_weights(model: onnx.ModelProto) -> None:
-    """Make `unit_weights`, which the graph multiplies by, an input that is 1 where none is given."""
+    """Make `unit_weights`, which the graph multiplies by, an input that is 1 if not given."""
     graph = model.graph
     traced = [value for value in graph.input if value.name == UNIT_WEIGHTS]
     for value in traced:

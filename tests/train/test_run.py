@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import run as run_command
-from support import tiny_recipe
+from support import same_state, tiny_recipe
 
 from stg_cli.train import _learn
 from stg_runtime.errors import DivergenceError, InputError
@@ -21,14 +21,6 @@ from stg_runtime.lock import LOCK
 from stg_train.checkpoint import read_checkpoint
 from stg_train.recipe import Recipe
 from stg_train.run import CHECKPOINT, METRICS, OBSERVED, RECIPE, Run, load_energy
-
-
-def same_state(a: Path, b: Path) -> bool:
-    left, right = read_checkpoint(a / CHECKPOINT), read_checkpoint(b / CHECKPOINT)
-    assert left.tensors.keys() == right.tensors.keys()
-    return left.update == right.update and all(
-        torch.equal(value, right.tensors[name]) for name, value in left.tensors.items()
-    )
 
 
 @pytest.mark.parametrize("regime", ["short-run", "persistent"])

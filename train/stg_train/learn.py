@@ -135,7 +135,7 @@ def depth_at(recipe: Recipe, update: int) -> int:
     """Layers in use when `update` updates have been made."""
     growth = recipe.learning.growth
     if not growth:
-        return len(recipe.network.layers)
+        return len(recipe.network.specs())
     return 1 + sum(update >= grown for grown in growth)
 
 
@@ -202,9 +202,7 @@ class Learner:
                 f"one each (--chains {world.size}), or start fewer processes"
             )
         if recipe.learning.regime == "denoising" and world.size > 1:
-            raise InputError(
-                "a run that learns by denoising is one process's; start it without torchrun"
-            )
+            raise InputError("a run that denoises learns in one process; start it without torchrun")
         if observed.observed_mask is not None and world.size > 1:
             raise InputError("a run with --mask learns in one process; start it without torchrun")
         self.device = torch.device(recipe.device)
