@@ -49,6 +49,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "rejuvenated, spot": ("fc-s", {**SPOT, "learning.regime": "rejuvenated"}),
     "multi-grid, white": ("fc-s", {**WHITE, "learning.regime": "multi-grid"}),
     "multi-grid, spot": ("fc-s", {**SPOT, "learning.regime": "multi-grid"}),
+    "denoising, spot": ("denoising", {}),
     "st, zeros": ("st", {}),
     "st, zeros, windows in space": ("st", {"data.window_size": [48, 48]}),
     "st, valid": ("st", VALID),

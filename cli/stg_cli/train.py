@@ -53,10 +53,10 @@ def train(
         typer.Option(help="Size of the recipe: for two cores, or for a GPU [default: small]."),
     ] = None,
     regime: Annotated[
-        Literal["short-run", "persistent", "rejuvenated", "multi-grid"] | None,
+        Literal["short-run", "persistent", "rejuvenated", "multi-grid", "denoising"] | None,
         typer.Option(
             help="Restart chains from noise at each update, carry them on, or now and then, or "
-            "learn coarse to fine."
+            "learn coarse to fine, or learn to take noise out, without chains."
         ),
     ] = None,
     size: Annotated[

@@ -324,11 +324,12 @@ def _curves(metrics: Metrics) -> str:
     def series(key: str) -> list[tuple[float, float]]:
         return [(record["update"], record[key]) for record in metrics if key in record]
 
-    charts = [
-        _figure("Energy per value", "energy", series, returned),
-        _figure("Response of the network per value", "response", series, returned),
-        _figure("Norm of the learning gradient", "grad_norm", series, returned),
-    ]
+    if series("residual"):  # of denoising, where an update's energies are those of other noise
+        shown = {"Noise left after denoising, share of its variance": "residual"}
+    else:
+        shown = {"Energy per value": "energy", "Response of the network per value": "response"}
+    shown["Norm of the learning gradient"] = "grad_norm"
+    charts = [_figure(title, key, series, returned) for title, key in shown.items()]
     note = (
         '<p class="quiet">Dashed: the guard went back to earlier parameters.</p>'
         if returned
@@ -338,7 +339,7 @@ def _curves(metrics: Metrics) -> str:
 
 
 def _figure(title: str, key: str, series: Any, returned: list[float]) -> str:
-    if key == "grad_norm":
+    if key in ("grad_norm", "residual"):
         drawn = chart([series(key)], marks=returned, logarithmic=True)
         keys = ""
     else:

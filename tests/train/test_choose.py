@@ -37,6 +37,13 @@ def test_a_texture_is_free_in_space_and_a_scene_is_not(clips: Path, clip: str, r
     assert chosen.recipe.seed == 4
 
 
+def test_denoising_has_recipes_of_its_own(clips: Path) -> None:
+    for clip, recipe in (("sea", "denoising-st"), ("lamp", "denoising")):
+        path = str(clips / f"{clip}.npy")
+        asked = {"data.videos": [path], "learning.regime": "denoising"}
+        assert choose([path], overrides=asked).recipe.name == recipe
+
+
 def test_a_still_image_and_an_action_need_no_measuring(clips: Path) -> None:
     still = str(clips / "stone.npy")
     assert choose([still], overrides={"data.videos": [still]}).recipe.name == "texture-2d"

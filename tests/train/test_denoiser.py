@@ -114,6 +114,14 @@ def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, precision: str) -> No
     assert same_state(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_report_shows_the_noise_that_is_left(clip: Path, tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "run", denoising(clip))
+    run.learn()
+    run.finish()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Noise left after denoising" in page and "Energy per value" not in page
+
+
 @pytest.mark.parametrize(
     ("mean", "first"), [("image", "time"), ("channel", "space-time"), ("channel", "white")]
 )

@@ -63,7 +63,9 @@ def choose(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if given.get("data.align"):
         return Choice(load_recipe("action", scale=scale, overrides=given), "--align: an action")
-    base = load_recipe("fc-s", scale=scale, overrides=_lengthless(given))
+    denoising = given.get("learning.regime") == "denoising"
+    located, free = ("denoising", "denoising-st") if denoising else ("fc-s", "st")
+    base = load_recipe(located, scale=scale, overrides=_lengthless(given))
     start, most = base.data.start, given.get("data.frames") or base.data.frames
     counts = [
         count_frames(Path(video), clip, at_most=start + most)
@@ -74,12 +76,12 @@ def choose(
     if available == 1:
         return Choice(load_recipe("texture-2d", scale=scale, overrides=given), "a still image")
     given = _fitted(given, available, base)
-    time = load_recipe("fc-s", scale=scale, overrides=given)
+    time = load_recipe(located, scale=scale, overrides=given)
     if time.data.mask is not None:
         return Choice(time, "with a mask nothing is measured beforehand")
     if time.data.frames < MIN_FRAMES:
         return Choice(time, f"{time.data.frames} frames are too few to measure")
-    space = load_recipe("st", scale=scale, overrides=given)
+    space = load_recipe(free, scale=scale, overrides=given)
     along_time, everywhere = _score(time, "time"), _score(space, "space-time")
     if along_time is None or everywhere is None:
         return Choice(time, "the clips are too small to measure, or hardly move")
