@@ -148,7 +148,9 @@ def synthesize(
     from stg_runtime.errors import InputError
 
     if as_json and str(output) == "-":
-        raise InputError("--json prints to stdout, where -o - puts the video; leave one of them out")
+        raise InputError(
+            "--json prints to stdout, where -o - puts the video; leave one of them out"
+        )
     request = Request(
         model=model,
         output=output,
@@ -280,8 +282,11 @@ def info(
 
 
 def _smallest(metadata: Any) -> str:
+    from stg_runtime.windows import coarsest
+
     size, frames, edge = metadata.min_size, metadata.margin_frames, metadata.margin_size
-    sides = ((size.frames, frames), (size.height, edge), (size.width, edge))
+    high, wide = coarsest(metadata, "H"), coarsest(metadata, "W")
+    sides = ((size.frames, frames), (size.height * high, edge), (size.width * wide, edge))
     return "x".join(str(max(1, least - 2 * margin)) for least, margin in sides)
 
 

@@ -20,6 +20,7 @@ from stg_runtime.backends import open_backend
 from stg_runtime.backends.base import Backend, HostGradient
 from stg_runtime.endless import GROUP, Endless, block_frames, stream_voxels
 from stg_runtime.errors import InputError, StgError
+from stg_runtime.files import check_name
 from stg_runtime.footage import Footage, check_strength, read_ends, read_init
 from stg_runtime.memory import budget, plan_windows
 from stg_runtime.synthesize import (
@@ -31,6 +32,7 @@ from stg_runtime.synthesize import (
 )
 from stg_runtime.video import Frames, cut_edges, tile
 from stg_runtime.video_write import (
+    VIDEO_SUFFIXES,
     check_rate,
     check_stream,
     check_video_output,
@@ -38,7 +40,6 @@ from stg_runtime.video_write import (
     write_video,
 )
 from stg_runtime.windows import Windowed
-
 
 _STRENGTH = 0.5  # of --init, when nothing is said
 _IMPATIENT = 1.0  # seconds: signals that come within it count as one
@@ -101,6 +102,7 @@ def make_many(request: Request) -> dict[str, Any]:
         StgError: a video failed; those before it are there, whole.
     """
     _check(request)
+    check_name(request.output, VIDEO_SUFFIXES)  # before it becomes that of many
     wanted = _numbers(request)
     together = request.together
     names = dict(zip(wanted, output_names(request), strict=False))
@@ -228,7 +230,9 @@ def _is_finished(path: Path) -> bool:
     if path.is_dir():
         return any(path.iterdir())
     if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{path}: is empty and no video that --skip-existing could keep; remove it")
+        raise InputError(
+            f"{path}: is empty and no video that --skip-existing could keep; remove it"
+        )
     return path.exists()
 
 
@@ -280,6 +284,17 @@ def _footage(request: Request, backend: Backend, job: Plan, ends: Footage) -> Fo
     return Footage(init=init, strength=request.strength or _STRENGTH)
 
 
+def _endless_hint(request: Request, backend: Backend, job: Plan) -> str:
+    """Where --endless makes the same in less memory: what to say of it."""
+    metadata = backend.metadata
+    streams = metadata.scales == 1 and "T" in metadata.free_axes and not _not_endless(request)
+    if not streams or stream_voxels(metadata, job.n_steps, *job.graph[3:]) > math.prod(
+        job.graph[2:]
+    ):
+        return ""
+    return "--endless streams any length in constant memory"
+
+
 def _videos(
     request: Request,
     backend: Backend,
@@ -292,7 +307,8 @@ def _videos(
     if request.batch > 1 and "N" not in backend.metadata.free_axes:
         raise InputError("--batch: this model takes one video at a time; export without --static")
     batch = min(request.batch, len(numbers))
-    chains = fitted_chains(backend, job, count=batch, limit=limit, held=held)
+    hint = _endless_hint(request, backend, job)
+    chains = fitted_chains(backend, job, count=batch, limit=limit, held=held, hint=hint)
     footage = _footage(request, backend, job, ends)
     if len(numbers) > 1:
         _tell_seed(request)
@@ -302,7 +318,9 @@ def _videos(
         for place in range(0, len(numbers), batch):
             group = numbers[place : place + batch]
             if len(group) < batch:
-                chains = fitted_chains(backend, job, count=len(group), limit=limit, held=held)
+                chains = fitted_chains(
+                    backend, job, count=len(group), limit=limit, held=held, hint=hint
+                )
 
             def told(step: int, energy: float, done: int = done) -> None:
                 if bar is not None and task is not None:
@@ -328,7 +346,7 @@ def _farm(
     fps: float,
     limit: int | None,
 ) -> None:
-    from stg_runtime.farm import Order, connect, make_on_farm
+    from stg_runtime.farm import Order, check_room, connect, make_on_farm
 
     assert request.ray is not None
     threads = request.threads or 1
@@ -340,8 +358,9 @@ def _farm(
     footage = _footage(request, backend, job, ends)
     model = request.model.read_bytes()
     ray = connect(request.ray)
-    _tell_seed(request)
     try:
+        check_room(ray, threads, device)
+        _tell_seed(request)
         order = Order(model, device, threads, job, pieces, footage)
         for done, (number, video, _) in enumerate(make_on_farm(ray, order, numbers), 1):
             write_video(names[number], video, fps, overwrite=request.overwrite)
@@ -364,21 +383,8 @@ def stream(request: Request) -> dict[str, Any]:
         StgError: the walk failed; what was made is in the file, which is whole. Or the disk is
             full; then the end of the file may be cut. Or nothing was made before the signal.
     """
-    unfit = {
-        "--loop": request.loop,
-        "--init": request.init is not None,
-        "--between": request.between is not None,
-        "--grid": request.grid,
-        "--ray": request.ray is not None,
-        "-n": request.count > 1,
-        "--first": request.first > 0,
-        "--skip-existing": request.skip_existing,
-        "--only": request.only is not None,
-        "--batch": request.batch > 1,
-    }
-    for option, given in unfit.items():
-        if given:
-            raise InputError(f"--endless and {option} exclude each other")
+    for option in _not_endless(request):
+        raise InputError(f"--endless and {option} exclude each other")
     _check_rate(request)
     _check_common(request)
     check_stream(request.output, request.stream_format, request.overwrite)
@@ -407,6 +413,7 @@ def stream(request: Request) -> dict[str, Any]:
         periodic=job.periodic,
         held=held,
         per_voxel=2 * 4 * metadata.channels,
+        is_stream=True,
     )
     gradient: HostGradient = backend
     if windows.pieces != (1, 1, 1) or job.periodic:
@@ -427,7 +434,7 @@ def stream(request: Request) -> dict[str, Any]:
             if request.frames is not None and written >= request.frames:
                 break
     if not written:
-        raise _Nothing(stop.number)
+        raise _NothingMadeError(stop.number)
     seconds = time.perf_counter() - began
     return {
         "files": [str(request.output)],
@@ -441,7 +448,24 @@ def stream(request: Request) -> dict[str, Any]:
     }
 
 
-class _Nothing(StgError):
+def _not_endless(request: Request) -> list[str]:
+    """The options of a request that --endless cannot have."""
+    given = {
+        "--loop": request.loop,
+        "--init": request.init is not None,
+        "--between": request.between is not None,
+        "--grid": request.grid,
+        "--ray": request.ray is not None,
+        "-n": request.count > 1,
+        "--first": request.first > 0,
+        "--skip-existing": request.skip_existing,
+        "--only": request.only is not None,
+        "--batch": request.batch > 1,
+    }
+    return [option for option, is_given in given.items() if is_given]
+
+
+class _NothingMadeError(StgError):
     """A stream that was stopped before its first frames."""
 
     def __init__(self, number: int) -> None:

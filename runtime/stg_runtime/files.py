@@ -53,8 +53,7 @@ def check_output(
     """
     shown, path = Path(path), Path(os.path.realpath(path))
     suffix = shown.suffix.lower()
-    if not suffix and shown.name.lower() in (item for item in suffixes or () if item):
-        raise InputError(f"{shown}: is a suffix alone; put a name before it")
+    check_name(shown, suffixes or ())
     if suffixes is not None and suffix not in suffixes:
         valid = ", ".join(item for item in suffixes if item)
         folder = " or a name without a suffix (a folder)" if "" in suffixes else ""
@@ -67,6 +66,16 @@ def check_output(
         raise InputError(f"{shown}: cannot be written, its folder {parent} is not writable")
     _check_replaceable(shown, path, overwrite, folder=suffixes is not None and suffix == "")
     return path
+
+
+def check_name(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a name that is one of the suffixes alone: `.mp4` is a hidden name without a suffix.
+
+    Raises:
+        InputError: it is.
+    """
+    if not path.suffix and path.name and path.name.lower() in suffixes:
+        raise InputError(f"{path}: is a suffix alone; put a name before it")
 
 
 def check_regular(path: Path) -> None:

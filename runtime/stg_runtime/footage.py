@@ -13,6 +13,7 @@ import numpy as np
 
 from stg_runtime.artifact import Metadata, Size
 from stg_runtime.errors import InputError
+from stg_runtime.spot import NO_WRAP, Wrap
 from stg_runtime.video import Frames, iter_frames, no_frames, read_clip, to_model
 from stg_runtime.windows import locked, reach
 
@@ -69,13 +70,19 @@ def first_step(metadata: Metadata, n_steps: int, strength: float) -> int:
     return 1 + min(n_steps - 1, round(skipped))
 
 
-def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) -> int:
+def begin(
+    chains: Chains,
+    metadata: Metadata,
+    footage: Footage,
+    n_steps: int,
+    wrap: Wrap = NO_WRAP,
+) -> int:
     """Bring started chains, which hold their first noise, to where their walk begins.
 
     From given video V the beginning is (1 - strength) V + strength Z, Z the first noise; steps that
     a walk from noise would have behind it then are skipped (`first_step`). At strength 1 nothing of
     V is left, and the video is that of the same seed without V. Between given ends spot noise is
-    drawn given them (`Spot.between`).
+    drawn given them (`Spot.between`). `wrap`: for T, H, W, does the axis go round?
 
     Returns:
         The number of the first step.
@@ -102,7 +109,7 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
         if metadata.spot_noise is not None:
             ends = values[:, :, :before], values[:, :, chains.shape[2] - after :]
             made = [
-                metadata.spot_noise.between(x, first, last)
+                metadata.spot_noise.between(x, first, last, wrap)
                 for x, first, last in zip(chains.read(), *ends, strict=True)
             ]
             chains.write(np.stack(made))

@@ -344,7 +344,7 @@ def open_stream(
 def _writer(path: Path, fps: float, form: str | None) -> Writer:
     if str(path) == "-":
         # Not `sys.stdout.buffer`: with PYTHONUNBUFFERED that may take a part of what it is given.
-        stdout = open(sys.stdout.fileno(), "wb", closefd=False)
+        stdout = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
         return Encoder(stdout, ".mkv", fps, live=True) if form == "matroska" else RawPipe(stdout)
     if path.suffix == "":
         return FrameFolder(path)
