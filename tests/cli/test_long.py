@@ -316,11 +316,12 @@ def test_a_pipe_whose_reader_stalls_takes_all_or_is_left_at_a_second_signal(
     for stays_away in (False, True):
         process = stg_run(trained, "-", *options, env=environment)
         assert process.stdout is not None and process.stderr is not None
-        pipe, held = process.stdout, array.array("i", [0])
+        pipe, held, readings = process.stdout, array.array("i", [0]), [0]
 
-        def is_full(pipe: Any = pipe, held: Any = held) -> bool:
+        def is_full(pipe: Any = pipe, held: Any = held, readings: Any = readings) -> bool:
             fcntl.ioctl(pipe, termios.FIONREAD, held)
-            return bool(held[0] == 1 << 16)
+            readings.append(held[0])
+            return readings[-1] > 40_000 and len(set(readings[-20:])) == 1
 
         wait_for(is_full)
         process.send_signal(signal.SIGTERM)
