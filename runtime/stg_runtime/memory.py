@@ -310,7 +310,8 @@ def plan_windows(
     chains: int = 1,
     held: float = 0.0,
     per_voxel: float | None = None,
-    hint: str = "",
+    constant: float = 0.0,
+    hint: str | None = "",
     is_stream: bool = False,
 ) -> Windows:
     """Choose windows so that the whole process stays within its memory.
@@ -324,7 +325,9 @@ def plan_windows(
         held: bytes that the caller will hold besides.
         per_voxel: bytes that the caller holds for each voxel of each chain; None for what a walk
             of chains takes and their finished pixels.
-        hint: what else the user could do where the video is too long, for the message.
+        constant: how much of `held` a shorter video would take, too.
+        hint: what else the user could do where the video is too long, for the message; None: no
+            length that would fit is told.
         is_stream: the walk goes on for ever, so a shorter video would not take less.
 
     Raises:
@@ -357,22 +360,25 @@ def plan_windows(
     window = cost.fixed + chains * smallest * (cost.per_voxel + room)
     # A window has a copy of its part; in one piece there is none, unless an axis goes round.
     whole_window = cost.fixed + chains * whole.largest * (cost.per_voxel + bool(periodic) * room)
-    video = voxels * per_voxel + held
+    video, program = voxels * per_voxel + held, fixed - held
     least = min(window, whole_window)
     message = (
-        f"this run needs at least {show_memory(_TOLD * (fixed - held + video + least))} "
+        f"this run needs at least {show_memory(_TOLD * (program + video + least))} "
         f"({show_memory(video)} for the video, {show_memory(least)} for its "
         f"{'smallest window' if window < whole_window else 'gradient'}, "
-        f"{show_memory(fixed - held)} for the program), and may take {show_memory(limit)} "
+        f"{show_memory(program)} for the program), and may take {show_memory(limit)} "
         "(--max-memory, or most of what is free)"
     )
     if window < whole_window:
-        in_one = _TOLD * (fixed - held + video + whole_window)
+        in_one = _TOLD * (program + video + whole_window)
         message += f"; in one piece it takes {show_memory(in_one)}"
-    longest = _longest(metadata, lengths, limit - fixed - least, chains * per_voxel, periodic)
+    # What is held besides is as long as the video, too: its first noise, what it begins from.
+    longest = _longest(
+        metadata, lengths, limit / _TOLD - program - least - constant, video - constant, periodic
+    )
     if is_stream:
         message += "; a smaller --size or fewer --steps take less"
-    elif longest is not None:
+    elif longest is not None and hint is not None:
         message += f"; --frames {longest} would fit" + (f"; {hint}" if hint else "")
     raise InputError(message)
 
@@ -381,15 +387,17 @@ def _longest(
     metadata: Metadata,
     lengths: Sequence[int],
     left: float,
-    per_voxel: float,
+    taken: float,
     periodic: Sequence[Axis],
 ) -> int | None:
-    """Frames of a finished video that would fit into `left` bytes; None: the model makes none."""
+    """Frames of a finished video that would fit into `left` bytes where this one takes `taken`.
+
+    None: fewer than the model can make.
+    """
     known = reach(metadata, "T") if "T" in metadata.free_axes else None
-    area = lengths[1] * lengths[2] * per_voxel
-    if known is None or not area:
+    if known is None:
         return None
-    longest = int(left / _TOLD // area)
+    longest = int(left / taken * lengths[0])
     if "T" in periodic:
         longest = longest // known.stride * known.stride
         return longest if 0 < longest < lengths[0] else None

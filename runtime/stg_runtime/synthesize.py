@@ -208,7 +208,7 @@ def fitted_chains(
     limit: int | None = None,
     held: float = 0.0,
     pieces: tuple[int, int, int] | None = None,
-    hint: str = "",
+    hint: str | None = "",
 ) -> Chains:
     """Room for chains of a plan, in windows where they would not fit otherwise.
 
@@ -219,7 +219,7 @@ def fitted_chains(
         limit: bytes this process may hold; None is no limit.
         held: bytes that the caller holds besides, for instance finished videos.
         pieces: how to cut T, H and W, instead of what would fit.
-        hint: what else the user could do where it is too long.
+        hint: see `plan_windows`.
 
     Raises:
         InputError: it does not fit, or the device cannot do what is asked.
@@ -227,7 +227,7 @@ def fitted_chains(
     if backend.coarser is not None:
         inner = coarser_plan(backend.coarser.metadata, job)
         coarser = fitted_chains(
-            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces, hint=hint
+            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces, hint=None
         )
         # Its chains; what it made in this scale's units, twice while that is computed.
         held += (2 * 4 + 2 * 4) * math.prod(coarser.shape)
@@ -247,7 +247,7 @@ def _fitted(
     limit: int | None,
     held: float,
     pieces: tuple[int, int, int] | None,
-    hint: str,
+    hint: str | None,
 ) -> Chains:
     """Room for the chains of one scale; see `fitted_chains`."""
     shape = (count, *job.graph[1:])
@@ -268,14 +268,19 @@ def fitted_windows(
     count: int = 1,
     limit: int | None = None,
     held: float = 0.0,
-    hint: str = "",
+    hint: str | None = "",
 ) -> tuple[int, int, int]:
     """How to cut T, H and W of a plan so that it fits; the arguments are `fitted_chains`'.
 
     Raises:
         InputError: it does not fit.
     """
-    start = start_bytes(gradient.metadata, job.graph[2:], chains=count, periodic=job.periodic)
+    start, shortest = (
+        start_bytes(
+            gradient.metadata, (frames, *job.graph[3:]), chains=count, periodic=job.periodic
+        )
+        for frames in (job.graph[2], 1)
+    )
     per_voxel = (2 * 4 + 1) * job.graph[1]
     if any(job.context):  # what is given, and first noise that goes on from it
         per_voxel += 2 * 4 * job.graph[1]
@@ -290,6 +295,7 @@ def fitted_windows(
         chains=count,
         held=held,
         per_voxel=per_voxel,
+        constant=min(start, shortest),
         hint=hint,
     ).pieces
 

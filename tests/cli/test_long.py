@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -47,6 +48,42 @@ def test_a_budget_changes_nothing_but_rounding(trained: Path, tmp_path: Path) ->
     whole = make(trained, tmp_path / "a.npy", *size).astype(int)
     cut = make(trained, tmp_path / "b.npy", *size, "--max-memory", "340M").astype(int)
     assert np.abs(whole - cut).max() <= 1 and np.abs(whole - cut).mean() < 0.01
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not(trained: Path, tmp_path: Path) -> None:
+    video = ["--frames", 600, "--steps", 1, "--seed", 1]
+
+    def told(*options: object) -> str:
+        out = tmp_path / "refused.npy"
+        result = run("stg-run", "synthesize", trained / "model.onnx", "-o", out, *options)
+        assert result.returncode == 2, result.stdout
+        return result.stderr
+
+    said = told(*video, "--max-memory", "1M")
+    assert "--endless" not in said  # no length fits
+    found = re.search(r"needs at least (\d+)M .*; in one piece it takes (\d+)M$", said.strip())
+    assert found and int(found[1]) < int(found[2]), said
+    assert len(make(trained, tmp_path / "a.npy", *video, "--max-memory", f"{found[1]}M")[0]) == 600
+    long = ["--frames", 20_000, "--steps", 1, "--max-memory", f"{int(found[1]) + 20}M"]
+    assert "--endless streams any length" in told(*long)
+    for options in (["--loop"], ["--init", trained / "clip.npy"]):
+        said = told(*long, *options)
+        assert "--endless" not in said
+        fits = re.search(r"--frames (\d+) would fit", said)
+        assert fits, said
+        if "--loop" in options:
+            assert int(fits[1]) % 2 == 0  # the network's stride
+            long[1] = int(fits[1])
+            assert make(trained, tmp_path / "b.npy", *long, *options).shape[1] == long[1]
+            long[1] = 20_000
+
+
+def test_memory_of_videos_that_are_not_made_is_not_counted(trained: Path, tmp_path: Path) -> None:
+    many = ["-n", 2, "--batch", 100_000, "--max-memory", "500M"]
+    make_many = run(
+        *("stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / "m.mp4"), *many
+    )
+    assert make_many.returncode == 0, make_many.stderr
 
 
 def test_strength_one_is_noise_and_a_little_keeps_the_video(trained: Path, tmp_path: Path) -> None:
@@ -150,6 +187,8 @@ def test_stopping_leaves_a_whole_file(
         (["--endless", "--format", "avi"], "raw or matroska"),
         (["--init", "none.mp4", "--strength", "0"], "above 0"),
         (["--init", "none.mp4"], "no such file"),
+        (["--init", "none.mp4", "--max-memory", "1M"], "needs at least"),  # and is not read
+        (["--endless", "--steps", "1000000000"], "fewer --steps take less"),
         (["--between", "none.mp4", "none.mp4", "--frames", "4"], "no such file"),
         (["--between", "none.mp4", "none.mp4"], "needs --frames"),
         (["--fps", "0"], "from 0.1 to 1000"),
