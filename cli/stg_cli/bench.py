@@ -12,6 +12,7 @@ from stg_cli.common import (
     Debug,
     NoBuild,
     Threads,
+    check_no_build,
     parse_size,
     print_json,
     print_rows,
@@ -72,6 +73,7 @@ def bench(
         raise InputError("--vs torch times the network of a run: give --vs torch and --run RUN")
     if vs is not None:
         require("train", "torch", "safetensors")
+    check_no_build(no_build, device)
     backend = open_backend(model, device, threads, may_build=not no_build)
     job = plan(backend.metadata, frames=frames, size=parse_size(size))
     shape = (count, *job.graph[1:])

@@ -41,6 +41,14 @@ def run_app(app: typer.Typer) -> Never:
     """
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _terminated)
+    caught: list[int] = []
+
+    def interrupted(number: int, _frame: object) -> Never:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
     told = logging.StreamHandler()
     told.setFormatter(_Plain())
     logging.basicConfig(handlers=[told], level=logging.WARNING)
@@ -51,6 +59,8 @@ def run_app(app: typer.Typer) -> Never:
         for argument in sys.argv[1:]:
             _check_text(argument)
         code = app(standalone_mode=False)
+        if code == INTERRUPTED and caught:  # typer makes this of a KeyboardInterrupt
+            _complain("interrupted")
     except Exit as leave:
         code = leave.exit_code
     except TyperException as error:
@@ -127,6 +137,16 @@ def require(extra: str, *modules: str) -> None:
             f"{', '.join(missing)} not installed, and this command needs it: "
             f"pip install 'stg[{extra}]'"
         )
+
+
+def check_no_build(no_build: bool, device: str) -> None:
+    """Refuse --no-build where no engine is built.
+
+    Raises:
+        InputError: another device than TensorRT.
+    """
+    if no_build and not device.startswith("tensorrt"):
+        raise InputError(f"--no-build is for --device tensorrt; leave it out with {device}")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

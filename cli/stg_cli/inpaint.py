@@ -16,6 +16,7 @@ from stg_cli.common import (
     NoBuild,
     Overwrite,
     Threads,
+    check_no_build,
     parse_crop,
     print_json,
     progress_bar,
@@ -103,9 +104,10 @@ def inpaint(
     from stg_runtime.inpaint import inpaint as walk
     from stg_runtime.mask import read_masked_clip
     from stg_runtime.memory import budget, refuse_larger
-    from stg_runtime.video_write import check_video_output, write_video
+    from stg_runtime.video_write import check_rate, check_video_output, write_video
 
     check_video_output(output, overwrite)
+    check_no_build(no_build, device)
     box = parse_crop(crop) if crop not in ("none", "auto") else None
     backend = open_backend(model, device, threads, may_build=not no_build)
     if seed is None:
@@ -119,6 +121,7 @@ def inpaint(
         mask_grow=mask_grow,
         seed=seed,
     )
+    check_rate(output, clip.fps)
     known = clip.observed_mask
     job = plan(
         backend.metadata,

@@ -82,8 +82,11 @@ def synthesize(
         Path | None, typer.Option(metavar="VIDEO", help="Begin from this video and noise.")
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="With --init: share of noise, above 0 (the video), up to 1.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="With --init: share of noise, above 0 (the video), up to 1 [default: 0.5]."
+        ),
+    ] = None,
     between: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="A B", help="The frames that lead from clip A to clip B."),
@@ -104,7 +107,11 @@ def synthesize(
         int | None, typer.Option(min=0, help="Of the -n videos, make this one alone.")
     ] = None,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Keep the videos that are there; make the rest.")
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Keep what is there, whatever it shows; make the rest. Needs --seed.",
+        ),
     ] = False,
     batch: Annotated[
         int, typer.Option(min=1, help="Videos walked together; little gain on a processor.")
@@ -138,7 +145,12 @@ def synthesize(
     import secrets
 
     from stg_cli.synthesize import Request, make_many, stream
+    from stg_runtime.errors import InputError
 
+    if as_json and str(output) == "-":
+        raise InputError(
+            "--json prints to stdout, where -o - puts the video; leave one of them out"
+        )
     request = Request(
         model=model,
         output=output,
@@ -147,6 +159,7 @@ def synthesize(
         size=parse_size(size),
         steps=steps,
         seed=secrets.randbelow(2**32) if seed is None else seed,
+        seed_drawn=seed is None,
         loop=loop,
         tile=tile,
         stream_format=stream_format,
@@ -168,7 +181,7 @@ def synthesize(
         no_build=no_build,
     )
     result = stream(request) if endless else make_many(request)
-    if as_json and str(output) != "-":
+    if as_json:
         print_json(result)
         return
     names = result["files"]
@@ -257,7 +270,7 @@ def info(
         "smallest": _smallest(metadata),
         "steps": f"{metadata.n_steps} of size {metadata.step_size:g}, a = {a:.3g}",
         "reference": f"standard deviation {metadata.reference_std:g}",
-        "first noise": f"standard deviation {metadata.init_std:g}",
+        "first noise": _first_noise(metadata),
         "pixels": f"(grey level - {_levels(metadata)}) / {metadata.pixel_scale:.4g}",
         "precision": f"{metadata.precision}, opset {metadata.opset}, lowering {metadata.lowering}",
         "parity": _parity(metadata.parity),
@@ -269,8 +282,11 @@ def info(
 
 
 def _smallest(metadata: Any) -> str:
+    from stg_runtime.windows import coarsest
+
     size, frames, edge = metadata.min_size, metadata.margin_frames, metadata.margin_size
-    sides = ((size.frames, frames), (size.height, edge), (size.width, edge))
+    high, wide = coarsest(metadata, "H"), coarsest(metadata, "W")
+    sides = ((size.frames, frames), (size.height * high, edge), (size.width * wide, edge))
     return "x".join(str(max(1, least - 2 * margin)) for least, margin in sides)
 
 
@@ -284,6 +300,12 @@ def _verify(model: Path, as_json: bool) -> None:
         print_rows({check.name: f"{check.result:<8}{check.detail}" for check in found})
     if any(check.passed is False for check in found):
         raise typer.Exit(1)
+
+
+def _first_noise(metadata: Any) -> str:
+    if metadata.first_noise == "white":
+        return f"white, standard deviation {metadata.init_std:g}"
+    return f"the clip's covariance along {metadata.first_noise.replace('-', ' and ')}"
 
 
 def _levels(metadata: Any) -> str:

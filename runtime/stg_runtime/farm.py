@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from stg_runtime.errors import InputError, StgError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from stg_runtime.synthesize import Plan
     from stg_runtime.video import Frames
 
+_PATIENCE = 5.0  # seconds for an address to answer; Ray itself tries for minutes
 RETRIES = 8  # how often a video is made again whose worker died
 
 
@@ -50,6 +53,7 @@ def connect(address: str) -> Any:
     """
     if importlib.util.find_spec("ray") is None:
         raise InputError("--ray needs Ray, which is not installed: pip install 'stg[ray]'")
+    _check_reachable(address)
     import ray
 
     options: dict[str, Any] = {"address": address}
@@ -62,6 +66,52 @@ def connect(address: str) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from None
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nobody listens; "local" and "auto" name none."""
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        host, port = place.hostname, place.port
+    except ValueError as error:
+        raise InputError(f"--ray {address}: expected local or HOST:PORT ({error})") from None
+    if host is None or port is None:
+        return
+    try:
+        socket.create_connection((host, port), _PATIENCE).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"--ray {address}: nobody answers there ({reason}); start Ray with `ray start --head "
+            "--port PORT`, or pass local"
+        ) from None
+
+
+def check_room(ray: Any, threads: int, device: str) -> None:
+    """Refuse what no machine of a cluster can make: Ray would wait for one for ever.
+
+    Args:
+        ray: from `connect`.
+        threads: processors that a task asks for.
+        device: see `Order`.
+
+    Raises:
+        InputError: says what the cluster has.
+    """
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if device != "cpu":
+        found = [each for each in found if each.get("GPU", 0) >= 1]
+        if not found:
+            raise InputError(
+                f"--device {device}: no machine of the Ray cluster has a GPU; pass --device cpu"
+            )
+    most = int(max((each.get("CPU", 0) for each in found), default=0))
+    if most < threads:
+        way = f"pass --threads {most} or less" if most else "add a machine to it"
+        raise InputError(
+            f"--threads {threads}: no machine of the Ray cluster has so many processors, the "
+            f"largest has {most}; {way}"
+        )
 
 
 def make_on_farm(

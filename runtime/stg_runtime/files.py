@@ -38,7 +38,8 @@ def check_output(
     Args:
         path: file or folder to be written.
         overwrite: an existing file may be replaced, and so may a folder that holds only frames
-            (`00000.png`, ...). Other folders are never replaced. An empty folder may always be.
+            (`00000.png`, ...) and what a killed program left. Other folders are never replaced. An
+            empty folder may always be.
         suffixes: the valid ones, lower case with their dot; `""` stands for a folder. None: any
             file.
 
@@ -52,6 +53,7 @@ def check_output(
     """
     shown, path = Path(path), Path(os.path.realpath(path))
     suffix = shown.suffix.lower()
+    check_name(shown, suffixes or ())
     if suffixes is not None and suffix not in suffixes:
         valid = ", ".join(item for item in suffixes if item)
         folder = " or a name without a suffix (a folder)" if "" in suffixes else ""
@@ -64,6 +66,16 @@ def check_output(
         raise InputError(f"{shown}: cannot be written, its folder {parent} is not writable")
     _check_replaceable(shown, path, overwrite, folder=suffixes is not None and suffix == "")
     return path
+
+
+def check_name(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a name that is one of the suffixes alone: `.mp4` is a hidden name without a suffix.
+
+    Raises:
+        InputError: it is.
+    """
+    if not path.suffix and path.name and path.name.lower() in suffixes:
+        raise InputError(f"{path}: is a suffix alone; put a name before it")
 
 
 def check_regular(path: Path) -> None:
@@ -91,7 +103,8 @@ def _check_replaceable(shown: Path, path: Path, overwrite: bool, *, folder: bool
         names = sorted(item.name for item in path.iterdir())
         if not names:
             return
-        foreign = next((name for name in names if not FRAME_NAME.fullmatch(name)), None)
+        ours = re.compile(rf"{FRAME_NAME.pattern}|{re.escape(TEMPORARY_PREFIX)}.*")
+        foreign = next((name for name in names if not ours.fullmatch(name)), None)
         if foreign is not None:
             raise InputError(
                 f"{shown}: holds other files than frames ({foreign}); give a new or an empty folder"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ import numpy as np
 
 from stg_runtime.artifact import Metadata, Size
 from stg_runtime.errors import InputError
-from stg_runtime.video import read_clip, to_model
+from stg_runtime.spot import NO_WRAP, Wrap
+from stg_runtime.video import Frames, iter_frames, no_frames, read_clip, to_model
 from stg_runtime.windows import locked, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from stg_runtime.backends.base import Chains
     from stg_runtime.langevin import Float32
@@ -67,13 +70,19 @@ def first_step(metadata: Metadata, n_steps: int, strength: float) -> int:
     return 1 + min(n_steps - 1, round(skipped))
 
 
-def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) -> int:
+def begin(
+    chains: Chains,
+    metadata: Metadata,
+    footage: Footage,
+    n_steps: int,
+    wrap: Wrap = NO_WRAP,
+) -> int:
     """Bring started chains, which hold their first noise, to where their walk begins.
 
     From given video V the beginning is (1 - strength) V + strength Z, Z the first noise; steps that
     a walk from noise would have behind it then are skipped (`first_step`). At strength 1 nothing of
     V is left, and the video is that of the same seed without V. Between given ends spot noise is
-    drawn given them (`Spot.between`).
+    drawn given them (`Spot.between`). `wrap`: for T, H, W, does the axis go round?
 
     Returns:
         The number of the first step.
@@ -81,8 +90,10 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
     step = 1
     if footage.init is not None:
         share = np.float32(footage.strength)
-        x = chains.read() * share
-        x += footage.init * (1 - share)
+        x = chains.read()
+        for t in range(x.shape[2]):  # a frame at a time: what is made meanwhile is small
+            x[:, :, t] *= share
+            x[:, :, t] += footage.init[:, t] * (1 - share)
         chains.write(x)
         step = first_step(metadata, n_steps, footage.strength)
     before, after = footage.context
@@ -98,7 +109,7 @@ def begin(chains: Chains, metadata: Metadata, footage: Footage, n_steps: int) ->
         if metadata.spot_noise is not None:
             ends = values[:, :, :before], values[:, :, chains.shape[2] - after :]
             made = [
-                metadata.spot_noise.between(x, first, last)
+                metadata.spot_noise.between(x, first, last, wrap)
                 for x, first, last in zip(chains.read(), *ends, strict=True)
             ]
             chains.write(np.stack(made))
@@ -122,15 +133,19 @@ def read_init(
         InputError: see `read_clip`.
     """
     frames = read_clip(path, size=(size.height, size.width), frames=size.frames).frames
-    x = to_model(frames, metadata.mean(), metadata.pixel_scale)
-    pixels = (margin_size, margin_size)
-    return np.pad(x, [(0, 0), (margin, margin), pixels, pixels], mode="edge")
+    if margin or margin_size:
+        # Pixels, not what is left of them without the mean: that may be of the whole walk.
+        edge = (margin_size, margin_size)
+        frames = np.pad(frames, [(margin, margin), edge, edge, (0, 0)], mode="edge")
+    return to_model(frames, metadata.mean(), metadata.pixel_scale)
 
 
 def read_ends(
     paths: Sequence[Path], metadata: Metadata, size: tuple[int, int]
 ) -> tuple[Float32, Float32]:
     """The end of a first and the beginning of a second clip, as far as the network looks.
+
+    No more than these frames are in memory at a time.
 
     Args:
         paths: of the two clips, brought to the size.
@@ -141,17 +156,23 @@ def read_ends(
         Two arrays, (C, T, H, W), model units.
 
     Raises:
-        InputError: see `read_clip`; the length of the model is fixed.
+        InputError: see `iter_frames`; the length of the model is fixed.
     """
     known = reach(metadata, "T")
     if known is None:
         raise InputError(f"--between: {locked(metadata, 'T')}")
-    first, second = (read_clip(path, size=size).frames for path in paths)
+    first, second = (iter_frames(path, size=size) for path in paths)
+    before = _stack(deque(first, maxlen=known.overlap), paths[0])
+    after = _stack(islice(second, known.overlap), paths[1])
     mean, scale = metadata.mean(), metadata.pixel_scale
-    return (
-        to_model(first[-known.overlap :], mean, scale),
-        to_model(second[: known.overlap], mean, scale),
-    )
+    return to_model(before, mean, scale), to_model(after, mean, scale)
+
+
+def _stack(frames: Iterable[Frames], path: Path) -> Frames:
+    kept = list(frames)
+    if not kept:
+        raise no_frames(path)
+    return np.stack(kept)
 
 
 def check_strength(strength: float) -> None:

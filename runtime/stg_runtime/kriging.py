@@ -82,7 +82,13 @@ def faded_spectrum(covariance: NDArray[np.floating], lags: Sequence[int]) -> Flo
 
 
 def conditional(
-    values: Float32, known: Mask, spectrum: Float32, *, nugget: float, steps: int
+    values: Float32,
+    known: Mask,
+    spectrum: Float32,
+    *,
+    nugget: float,
+    steps: int,
+    is_odd: bool = False,
 ) -> Float32:
     """The conditional mean of a Gaussian video of mean 0, given some of its values.
 
@@ -90,15 +96,17 @@ def conditional(
         values: (T, H, W); read where known.
         known: (T, H, W).
         spectrum: half of its power spectrum, as from `faded_spectrum`, on a torus larger than the
-            video by the largest distance at which values go together.
+            video by the largest distance at which values go together, or as large where it goes
+            round.
         nugget: share of the variance by which known values may be missed: taken for noise.
         steps: of conjugate gradients, at most; the last ones follow the noise.
+        is_odd: the torus has an odd width, which the spectrum does not tell.
 
     Returns:
         (T, H, W), at known values, too.
     """
     shape = values.shape
-    torus = (*spectrum.shape[:2], 2 * (spectrum.shape[2] - 1))
+    torus = (*spectrum.shape[:2], 2 * (spectrum.shape[2] - 1) + is_odd)
     inside = tuple(slice(size) for size in shape)
 
     def spread(weights: Float32) -> Float32:
@@ -126,10 +134,18 @@ def conditional(
     return spread(solution)
 
 
-def torus_of(shape: Sequence[int], lags: Sequence[int]) -> tuple[int, int, int]:
-    """Sizes beyond the video's by the largest distance, fast to transform, the last one even."""
+def torus_of(
+    shape: Sequence[int], lags: Sequence[int], wrap: Sequence[bool] = (False, False, False)
+) -> tuple[int, int, int]:
+    """Sizes beyond the video's by the largest distance, fast to transform, the last one even.
+
+    Along axes that go round, `wrap`, the video's own.
+    """
     t, h, w = (size + lag for size, lag in zip(shape, lags, strict=True))
-    return smooth_size(t), smooth_size(h), 2 * smooth_size(-(-w // 2))
+    sizes = smooth_size(t), smooth_size(h), 2 * smooth_size(-(-w // 2))
+    own = zip(shape, sizes, wrap, strict=True)
+    t, h, w = (size if wraps else larger for size, larger, wraps in own)
+    return t, h, w
 
 
 def _dot(a: Float32, b: Float32) -> float:

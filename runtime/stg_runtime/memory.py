@@ -31,6 +31,8 @@ _WRITER = 20 * MIB  # the libraries and buffers of an encoder, WebM's the larges
 _WRITER_PER_PIXEL = 200  # bytes; it looks ahead some forty frames
 # Above what is measured: pieces of several shapes do not fill the memory that each other left.
 _SPARE = 1.05
+# A figure that is told is enough for another run, too, which measures a little differently.
+_TOLD = 1.03
 # Of an axis. The video itself must fit, which one of more pieces than this does nowhere, and a
 # length from a stranger's file must not keep us counting.
 MOST_PIECES = 4096
@@ -308,7 +310,9 @@ def plan_windows(
     chains: int = 1,
     held: float = 0.0,
     per_voxel: float | None = None,
-    hint: str = "",
+    constant: float = 0.0,
+    hint: str | None = "",
+    is_stream: bool = False,
 ) -> Windows:
     """Choose windows so that the whole process stays within its memory.
 
@@ -321,7 +325,10 @@ def plan_windows(
         held: bytes that the caller will hold besides.
         per_voxel: bytes that the caller holds for each voxel of each chain; None for what a walk
             of chains takes and their finished pixels.
-        hint: what else the user could do, for the message that nothing fits.
+        constant: how much of `held` a shorter video would take, too.
+        hint: what else the user could do where the video is too long, for the message; None: no
+            length that would fit is told.
+        is_stream: the walk goes on for ever, so a shorter video would not take less.
 
     Raises:
         InputError: it does not fit: the message has the figure and the most that would fit.
@@ -351,23 +358,52 @@ def plan_windows(
         return found
     smallest = _smallest_piece(metadata, lengths, periodic)
     window = cost.fixed + chains * smallest * (cost.per_voxel + room)
-    needed = fixed + voxels * per_voxel + window
+    # A window has a copy of its part; in one piece there is none, unless an axis goes round.
+    whole_window = cost.fixed + chains * whole.largest * (cost.per_voxel + bool(periodic) * room)
+    video, program = voxels * per_voxel + held, fixed - held
+    least = min(window, whole_window)
     message = (
-        f"--max-memory {show_memory(limit)}: this run needs at least {show_memory(needed)} "
-        f"({show_memory(voxels * per_voxel + held)} for the video, {show_memory(window)} for its "
-        f"smallest window, {show_memory(fixed - held)} for the program); in one piece it takes "
-        f"{show_memory(_whole(resident_memory(), channels, lengths, chains, lengths, cost))}"
+        f"this run needs at least {show_memory(_TOLD * (program + video + least))} "
+        f"({show_memory(video)} for the video, {show_memory(least)} for its "
+        f"{'smallest window' if window < whole_window else 'gradient'}, "
+        f"{show_memory(program)} for the program), and may take {show_memory(limit)} "
+        "(--max-memory, or most of what is free)"
     )
-    area = chains * lengths[1] * lengths[2] * per_voxel
-    longest = int((limit - fixed - window) // area) if area else 0
-    if (
-        "T" in metadata.free_axes
-        and longest > 2 * metadata.margin_frames + metadata.min_size.frames
-    ):
-        margin = 0 if "T" in periodic else 2 * metadata.margin_frames
-        if longest - margin < lengths[0]:
-            message += f"; --frames {longest - margin} would fit"
-    raise InputError(message + (f"; {hint}" if hint else ""))
+    if window < whole_window:
+        in_one = _TOLD * (program + video + whole_window)
+        message += f"; in one piece it takes {show_memory(in_one)}"
+    # What is held besides is as long as the video, too: its first noise, what it begins from.
+    longest = _longest(
+        metadata, lengths, limit / _TOLD - program - least - constant, video - constant, periodic
+    )
+    if is_stream:
+        message += "; a smaller --size or fewer --steps take less"
+    elif longest is not None and hint is not None:
+        message += f"; --frames {longest} would fit" + (f"; {hint}" if hint else "")
+    raise InputError(message)
+
+
+def _longest(
+    metadata: Metadata,
+    lengths: Sequence[int],
+    left: float,
+    taken: float,
+    periodic: Sequence[Axis],
+) -> int | None:
+    """Frames of a finished video that would fit into `left` bytes where this one takes `taken`.
+
+    None: fewer than the model can make.
+    """
+    known = reach(metadata, "T") if "T" in metadata.free_axes else None
+    if known is None:
+        return None
+    longest = int(left / taken * lengths[0])
+    if "T" in periodic:
+        longest = longest // known.stride * known.stride
+        return longest if 0 < longest < lengths[0] else None
+    if not 2 * metadata.margin_frames + metadata.min_size.frames < longest < lengths[0]:
+        return None
+    return longest - 2 * metadata.margin_frames
 
 
 def _smallest_piece(metadata: Metadata, lengths: Sequence[int], periodic: Sequence[Axis]) -> int:

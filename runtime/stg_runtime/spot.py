@@ -312,14 +312,19 @@ class Spot:
         made = self._agreeing(x - mean, (values - level) / contrast, part, GIVEN_NUGGET)
         return np.where(known, values, made * contrast + level)
 
-    def _agreeing(self, x: Float32, values: Float32, part: Mask, nugget: float) -> Float32:
+    def _agreeing(
+        self, x: Float32, values: Float32, part: Mask, nugget: float, wrap: Wrap = NO_WRAP
+    ) -> Float32:
         """`given` without the level, by the known values in `part` alone."""
         assert self.axes == "space-time"
         spot, shape = self._clips[0], x.shape[1:]
         flat = spot.reshape(len(spot), -1)
         colours = np.linalg.eigh(flat @ flat.T)[1].astype(np.float32)  # in columns
         lags = [min(lag, size - 1) for lag, size in zip(LAGS, spot.shape[1:], strict=True)]
-        torus = torus_of(shape, lags)
+        for axis, (size, wraps) in enumerate(zip(shape, wrap, strict=True)):
+            if wraps:  # no place is further away than half of the period
+                lags[axis] = min(lags[axis], size // 2)
+        torus = torus_of(shape, lags, wrap)
         large = torus_of([max(pair) for pair in zip(shape, spot.shape[1:], strict=True)], lags)
         missed = np.where(part, values - x, np.float32(0))
         made = x.copy()
@@ -339,11 +344,12 @@ class Spot:
                 spectrum,
                 nugget=nugget,
                 steps=GIVEN_STEPS,
+                is_odd=bool(torus[2] % 2),
             )
             made += colour[:, None, None, None] * change
         return made
 
-    def between(self, x: Float32, before: Float32, after: Float32) -> Float32:
+    def between(self, x: Float32, before: Float32, after: Float32, wrap: Wrap = NO_WRAP) -> Float32:
         """Make first noise go on from given frames and lead to others: a conditional draw.
 
         Along space and time `given` finds how the waves travel on. What that leaves, and all of it
@@ -354,6 +360,7 @@ class Spot:
             x: from `make`, (C, T, H, W).
             before: frames that the beginning of `x` becomes, (C, T, H, W).
             after: the same of its end.
+            wrap: see `make`; along space and time alone, and not along time.
         """
         first, last = before.shape[1], x.shape[1] - after.shape[1]
         values = np.zeros_like(x)
@@ -363,7 +370,7 @@ class Spot:
             known = np.zeros(x.shape[1:], bool)
             known[given] = True
             part = known & self._of_texture(values, known)
-            x = self._agreeing(x, values, part, MOTION_NUGGET)
+            x = self._agreeing(x, values, part, MOTION_NUGGET, wrap)
         made = self._led(x, values, given)
         made[:, given] = values[:, given]
         return made

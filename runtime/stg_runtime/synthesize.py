@@ -28,7 +28,7 @@ from stg_runtime.memory import give_back, plan_windows, start_bytes
 from stg_runtime.pyramid import Pyramid
 from stg_runtime.spot import Wrap
 from stg_runtime.video import cut_edges, to_pixels
-from stg_runtime.windows import Windowed, check_period
+from stg_runtime.windows import Windowed, check_period, coarsest
 
 Progress = Callable[[int, float], None]
 """Called after each Langevin step with its number, from 1, and the mean energy before it (NaN on a
@@ -147,8 +147,9 @@ def plan(
                 f"{option} {asked}: this model makes {fixed - extra} only; leave the option out, "
                 f"or {_way_out(metadata, axis)}"
             )
-        if asked < max(1, least - extra):
-            raise InputError(f"{option} {asked}: at least {max(1, least - extra)} for this model")
+        least = max(1, coarsest(metadata, axis) * least - extra)
+        if asked < least:
+            raise InputError(f"{option} {asked}: at least {least} for this model")
         graph.append(asked + extra)
     with named_faults("--frames or --size"):
         made = Size(frames=want[0], height=want[1], width=want[2])
@@ -207,6 +208,7 @@ def fitted_chains(
     limit: int | None = None,
     held: float = 0.0,
     pieces: tuple[int, int, int] | None = None,
+    hint: str | None = "",
 ) -> Chains:
     """Room for chains of a plan, in windows where they would not fit otherwise.
 
@@ -217,6 +219,7 @@ def fitted_chains(
         limit: bytes this process may hold; None is no limit.
         held: bytes that the caller holds besides, for instance finished videos.
         pieces: how to cut T, H and W, instead of what would fit.
+        hint: see `plan_windows`.
 
     Raises:
         InputError: it does not fit, or the device cannot do what is asked.
@@ -224,16 +227,16 @@ def fitted_chains(
     if backend.coarser is not None:
         inner = coarser_plan(backend.coarser.metadata, job)
         coarser = fitted_chains(
-            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces
+            backend.coarser, inner, count=count, limit=limit, held=held, pieces=pieces, hint=None
         )
         # Its chains; what it made in this scale's units, twice while that is computed.
         held += (2 * 4 + 2 * 4) * math.prod(coarser.shape)
         return Pyramid(
-            _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces),
+            _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces, hint=hint),
             coarser,
             backend.coarser.metadata,
         )
-    return _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces)
+    return _fitted(backend, job, count=count, limit=limit, held=held, pieces=pieces, hint=hint)
 
 
 def _fitted(
@@ -244,6 +247,7 @@ def _fitted(
     limit: int | None,
     held: float,
     pieces: tuple[int, int, int] | None,
+    hint: str | None,
 ) -> Chains:
     """Room for the chains of one scale; see `fitted_chains`."""
     shape = (count, *job.graph[1:])
@@ -251,7 +255,7 @@ def _fitted(
         assert not job.periodic, "see open_backend's host_only"
         return backend.chains(shape)
     if pieces is None:
-        pieces = fitted_windows(backend, job, count=count, limit=limit, held=held)
+        pieces = fitted_windows(backend, job, count=count, limit=limit, held=held, hint=hint)
     if pieces == (1, 1, 1) and not job.periodic:
         return backend.chains(shape)
     return Windowed(backend, pieces=pieces, periodic=job.periodic).chains(shape)
@@ -264,13 +268,19 @@ def fitted_windows(
     count: int = 1,
     limit: int | None = None,
     held: float = 0.0,
+    hint: str | None = "",
 ) -> tuple[int, int, int]:
     """How to cut T, H and W of a plan so that it fits; the arguments are `fitted_chains`'.
 
     Raises:
         InputError: it does not fit.
     """
-    start = start_bytes(gradient.metadata, job.graph[2:], chains=count, periodic=job.periodic)
+    start, shortest = (
+        start_bytes(
+            gradient.metadata, (frames, *job.graph[3:]), chains=count, periodic=job.periodic
+        )
+        for frames in (job.graph[2], 1)
+    )
     per_voxel = (2 * 4 + 1) * job.graph[1]
     if any(job.context):  # what is given, and first noise that goes on from it
         per_voxel += 2 * 4 * job.graph[1]
@@ -285,7 +295,8 @@ def fitted_windows(
         chains=count,
         held=held,
         per_voxel=per_voxel,
-        hint="--endless streams any length in constant memory" if not job.periodic else "",
+        constant=min(start, shortest),
+        hint=hint,
     ).pieces
 
 
@@ -350,7 +361,9 @@ def synthesize_together(
     """
     assert chains.shape == (len(numbers), *job.graph[1:])
     start(chains, metadata, job, numbers)
-    first = 1 if footage is None else begin(chains, metadata, footage, job.n_steps)
+    first = 1
+    if footage is not None:
+        first = begin(chains, metadata, footage, job.n_steps, job.wrap)
     walk(chains, metadata, job, numbers=numbers, first=first, progress=progress)
     x = chains.read()
     kept = slice(job.margin + job.context[0], x.shape[2] - job.margin - job.context[1])

@@ -112,7 +112,7 @@ def read_clip(
         if frames is not None and len(kept) == frames:
             break
     if not count:
-        raise InputError(f"{path}: holds no frames; give a video file or a folder of images")
+        raise no_frames(path)
     if not kept:
         raise InputError(f"{path}: --start {start} is past its end, it has {count} frames")
     if frames is not None and len(kept) < frames:
@@ -121,6 +121,11 @@ def read_clip(
             f"--frames {len(kept)}" + (" or an earlier --start" if start else "")
         )
     return Clip(np.stack(kept), fps)
+
+
+def no_frames(path: Path) -> InputError:
+    """The error that says that a video is empty."""
+    return InputError(f"{path}: holds no frames; give a video file or a folder of images")
 
 
 def _check_options(

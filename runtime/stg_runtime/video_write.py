@@ -7,6 +7,8 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -21,10 +23,13 @@ from stg_runtime.files import (
     remove_leftovers,
     write_failed,
 )
+from stg_runtime.interrupts import signals_wait
 from stg_runtime.video import Frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".npy", ".png", "")
 STREAM_SUFFIXES = (".mp4", ".webm", ".mkv", "")
+
+GIF_MOST_FPS = 50  # browsers play anything faster at 10
 
 _BT709 = 1  # FFmpeg's number of the BT.709 matrix, primaries and transfer
 _LIMITED = 1  # ... and of 16..235 levels, which is what players expect of 4:2:0 video
@@ -86,7 +91,7 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
     Args:
         path: where to.
         frames: uint8, (T, H, W, 3); for .npy also (N, T, H, W, 3), the layout of the file.
-        fps: frames per second, 0.1 to 1000.
+        fps: frames per second, 0.1 to 1000; of a .gif at most 50.
         overwrite: replace what is there.
 
     Raises:
@@ -95,40 +100,48 @@ def write_video(path: Path, frames: Frames, fps: float, *, overwrite: bool = Fal
         StgError: the disk is full or the encoder failed.
     """
     check_video_output(path, overwrite)
-    _check_rate(path, fps)
+    check_rate(path, fps)
     assert frames.dtype == np.uint8
     assert frames.size, "a video without frames"
     assert frames.ndim == 4 or path.suffix.lower() == ".npy"
-    import av
-
     suffix = path.suffix.lower()
     check_frames(path, len(frames))
-    with atomic_path(path, replace=overwrite) as temporary:
-        try:
-            if suffix in _CODECS:
-                with Encoder(temporary, suffix, fps) as encoder:
-                    encoder.write(frames)
-            elif suffix == ".gif":
-                _write_gif(temporary, frames, fps)
-            elif suffix == ".png":
-                save_png(temporary, frames[0])
-            elif suffix == ".npy":
-                with temporary.open("wb") as file:
-                    np.save(file, frames if frames.ndim == 5 else frames[None])
-            else:
-                _write_folder(temporary, frames)
-        except OSError as error:
-            raise write_failed(path, error) from None
-        except av.FFmpegError as error:
-            raise StgError(
-                f"{path}: could not be written: {' '.join(str(error).split())}"
-            ) from None
+    with atomic_path(path, replace=overwrite) as temporary, _named(path):
+        if suffix in _CODECS:
+            with Encoder(temporary, suffix, fps) as encoder:
+                encoder.write(frames)
+        elif suffix == ".gif":
+            _write_gif(temporary, frames, fps)
+        elif suffix == ".png":
+            save_png(temporary, frames[0])
+        elif suffix == ".npy":
+            with temporary.open("wb") as file:
+                np.save(file, frames if frames.ndim == 5 else frames[None])
+        else:
+            _write_folder(temporary, frames)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say in an error of the disk or the encoder which output it is about."""
+    import av
+
+    shown = "stdout" if str(path) == "-" else path
+    try:
+        yield
+    except BrokenPipeError:  # the reader has enough: no fault
+        raise
+    except OSError as error:
+        raise write_failed(shown, error) from None
+    except av.FFmpegError as error:
+        raise StgError(f"{shown}: could not be written: {' '.join(str(error).split())}") from None
 
 
 class Encoder:
     """A video that is written frame by frame, in constant memory.
 
-    Use it as a context manager: leaving it, for whatever reason, completes the file.
+    Use it as a context manager: leaving it, for whatever reason, completes the file. Only where
+    writing itself failed, on a full disk, the last fragment or cluster may be cut.
 
     Args:
         target: a path, or a binary stream that cannot seek (a pipe).
@@ -152,6 +165,7 @@ class Encoder:
         self._rate = Fraction(fps).limit_denominator(100_000)
         self._number = 0
         self._stream: Any = None
+        self._failed = False
         piped = not isinstance(target, Path)
         self._container = av.open(
             target if piped else f"file:{target}",
@@ -200,6 +214,7 @@ class Encoder:
                 self._container.mux(packet)
         except Exception:
             self._stream = None  # FFmpeg's .mp4 crashes when more comes after a failed write
+            self._failed = True
             raise
 
     def _open(self, height: int, width: int) -> None:
@@ -214,12 +229,16 @@ class Encoder:
 
     def close(self) -> None:
         """Write what the encoder still holds and the end of the file."""
+        import av
+
         try:
             if self._stream is not None:
                 self._mux(None)
         finally:
             self._stream = None
-            self._container.close()
+            # What failed before fails again, with an error that says less.
+            with suppress(OSError, av.FFmpegError) if self._failed else nullcontext():
+                self._container.close()
 
 
 class RawPipe:
@@ -244,12 +263,15 @@ class RawPipe:
 class FrameFolder:
     """A folder of PNGs that grows: a frame appears under its name when it is whole.
 
+    Frames that are there already stay until the first new one is.
+
     Raises:
         InputError: another program writes frames there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
+        self._is_new = not folder.exists()
         folder.mkdir(exist_ok=True)
         self._lock = os.open(folder, os.O_RDONLY)  # a file for it would be among the frames
         try:
@@ -259,8 +281,6 @@ class FrameFolder:
             raise InputError(
                 f"{folder}: another program writes frames there; wait for it or name another folder"
             ) from None
-        for item in folder.iterdir():  # `check_output` let only an empty folder or frames pass
-            item.unlink()
 
     def __enter__(self) -> Self:
         """Use as a context manager."""
@@ -268,6 +288,9 @@ class FrameFolder:
 
     def __exit__(self, *_: object) -> None:
         remove_leftovers(self._folder)
+        if self._is_new and not self._number:
+            with suppress(OSError):
+                self._folder.rmdir()
         os.close(self._lock)
 
     def write(self, frames: Frames) -> None:
@@ -277,17 +300,29 @@ class FrameFolder:
         for frame in frames:
             temporary = self._folder / f"{TEMPORARY_PREFIX}frame.png"
             Image.fromarray(frame).save(temporary)
-            temporary.replace(self._folder / f"{self._number:05d}.png")
+            final = self._folder / f"{self._number:05d}.png"
+            with signals_wait() if self._number == 0 else nullcontext():
+                temporary.replace(final)
+                if self._number == 0:
+                    self._remove_others(final)
             self._number += 1
+
+    def _remove_others(self, first: Path) -> None:
+        for item in self._folder.iterdir():  # frames: `check_output` lets nothing else pass
+            if item.name != first.name:
+                item.unlink()
 
 
 Writer = Encoder | RawPipe | FrameFolder
 
 
+@contextmanager
 def open_stream(
     path: Path, fps: float, *, form: str | None = None, overwrite: bool = False
-) -> Writer:
+) -> Iterator[Writer]:
     """Where an endless video goes: a file or folder that grows under its own name, or stdout.
+
+    What is there already stays until the first frames are written.
 
     Args:
         path: .mp4 (in fragments), .webm, .mkv, a folder without a suffix, or "-" for stdout.
@@ -297,13 +332,20 @@ def open_stream(
 
     Raises:
         InputError: another suffix or form, or an output that cannot be written.
+        StgError: the disk is full or the encoder failed.
+        BrokenPipeError: the reader of stdout left.
     """
-    _check_rate(path, fps)
+    check_rate(path, fps)
     check_stream(path, form, overwrite)
+    with _named(path), _writer(path, fps, form) as writer:
+        yield writer
+
+
+def _writer(path: Path, fps: float, form: str | None) -> Writer:
     if str(path) == "-":
-        if form == "matroska":
-            return Encoder(sys.stdout.buffer, ".mkv", fps, live=True)
-        return RawPipe(sys.stdout.buffer)
+        # Not `sys.stdout.buffer`: with PYTHONUNBUFFERED that may take a part of what it is given.
+        stdout = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
+        return Encoder(stdout, ".mkv", fps, live=True) if form == "matroska" else RawPipe(stdout)
     if path.suffix == "":
         return FrameFolder(path)
     return Encoder(path, path.suffix.lower(), fps, live=True)
@@ -326,17 +368,26 @@ def check_stream(path: Path, form: str | None, overwrite: bool) -> None:
     check_output(path, overwrite, suffixes=STREAM_SUFFIXES)
 
 
-def _check_rate(path: Path, fps: float) -> None:
+def check_rate(path: Path, fps: float) -> None:
+    """Refuse a rate that an output cannot have, before the work starts.
+
+    Raises:
+        InputError: says which it can.
+    """
     if not (math.isfinite(fps) and 0.1 <= fps <= 1000):
         raise InputError(f"{path}: {fps:g} frames per second; from 0.1 to 1000 can be written")
+    if path.suffix.lower() == ".gif" and fps > GIF_MOST_FPS:
+        raise InputError(
+            f"{path}: {fps:g} frames per second; a .gif plays at most {GIF_MOST_FPS}, so use "
+            "another format or a lower rate"
+        )
 
 
 def _write_gif(path: Path, frames: Frames, fps: float) -> None:
     from PIL import Image
 
     images = [Image.fromarray(frame).quantize(256) for frame in frames]
-    # Browsers play anything faster than 1/50 s at 1/10 s.
-    duration_ms = max(2, round(100 / fps)) * 10
+    duration_ms = round(100 / fps) * 10
     images[0].save(
         path, save_all=True, append_images=images[1:], duration=duration_ms, loop=0, optimize=False
     )

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from stg_runtime.artifact import Axis, Metadata
 from stg_runtime.backends.host import HostChains
 from stg_runtime.errors import InputError
+from stg_runtime.grids import FACTOR
 
 if TYPE_CHECKING:
     from stg_runtime.backends.base import HostGradient, Shape
@@ -326,11 +327,18 @@ def _places(box: Sequence[Interval], lengths: Sequence[int]) -> Iterator[tuple[_
 def locked(metadata: Metadata, axis: Axis) -> str:
     """Why an axis cannot go round or be cut, and which network could; for a message."""
     name = {"T": "length", "H": "height", "W": "width"}[axis]
-    if axis == "T" or "T" not in metadata.free_axes:
+    if not metadata.free_axes:
         way = "export the run again without --static"
+    elif axis == "T":
+        way = "train with a recipe that is convolutional in time (recipe st or fc-s)"
     else:
         way = "train with a recipe that is convolutional in space (recipe st)"
     return f"the {name} of this model ({metadata.recipe}) is fixed; {way}"
+
+
+def coarsest(metadata: Metadata, axis: str) -> int:
+    """Voxels of a model's finest scale to one of its coarsest: a network looks alike at each."""
+    return 1 if axis == "T" else FACTOR ** (metadata.scales - 1)
 
 
 def check_period(metadata: Metadata, axis: Axis, period: int, option: str) -> None:
@@ -349,12 +357,11 @@ def check_period(metadata: Metadata, axis: Axis, period: int, option: str) -> No
     known = reach(metadata, axis)
     if known is None:
         raise InputError(f"{option}: {locked(metadata, axis)}")
-    if period % known.stride:
-        below, above = period // known.stride * known.stride, -(-period // known.stride)
-        near = [below] if below else []
-        near.append(above * known.stride)
+    stride = known.stride * coarsest(metadata, axis)
+    if period % stride:
+        below, above = period // stride * stride, -(-period // stride) * stride
+        near = f"nearest are {below} and {above}" if below else f"nearest is {above}"
         raise InputError(
             f"{option} with {period} {'frames' if axis == 'T' else 'pixels'}: the network has a "
-            f"stride of {known.stride} there, so a period is a multiple of it; the nearest are "
-            f"{' and '.join(map(str, near))}"
+            f"stride of {stride} there, so a period is a multiple of it; the {near}"
         )

@@ -1,12 +1,19 @@
 """Loops, streams, given footage, budgets and many videos, as a user types them."""
 
+import array
+import fcntl
 import importlib.util
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
+import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +48,42 @@ def test_a_budget_changes_nothing_but_rounding(trained: Path, tmp_path: Path) ->
     whole = make(trained, tmp_path / "a.npy", *size).astype(int)
     cut = make(trained, tmp_path / "b.npy", *size, "--max-memory", "340M").astype(int)
     assert np.abs(whole - cut).max() <= 1 and np.abs(whole - cut).mean() < 0.01
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not(trained: Path, tmp_path: Path) -> None:
+    video = ["--frames", 600, "--steps", 1, "--seed", 1]
+
+    def told(*options: object) -> str:
+        out = tmp_path / "refused.npy"
+        result = run("stg-run", "synthesize", trained / "model.onnx", "-o", out, *options)
+        assert result.returncode == 2, result.stdout
+        return result.stderr
+
+    said = told(*video, "--max-memory", "1M")
+    assert "--endless" not in said  # no length fits
+    found = re.search(r"needs at least (\d+)M .*; in one piece it takes (\d+)M$", said.strip())
+    assert found and int(found[1]) < int(found[2]), said
+    assert len(make(trained, tmp_path / "a.npy", *video, "--max-memory", f"{found[1]}M")[0]) == 600
+    long = ["--frames", 20_000, "--steps", 1, "--max-memory", f"{int(found[1]) + 20}M"]
+    assert "--endless streams any length" in told(*long)
+    for options in (["--loop"], ["--init", trained / "clip.npy"]):
+        said = told(*long, *options)
+        assert "--endless" not in said
+        fits = re.search(r"--frames (\d+) would fit", said)
+        assert fits, said
+        if "--loop" in options:
+            assert int(fits[1]) % 2 == 0  # the network's stride
+            long[1] = int(fits[1])
+            assert make(trained, tmp_path / "b.npy", *long, *options).shape[1] == long[1]
+            long[1] = 20_000
+
+
+def test_memory_of_videos_that_are_not_made_is_not_counted(trained: Path, tmp_path: Path) -> None:
+    many = ["-n", 2, "--batch", 100_000, "--max-memory", "500M"]
+    make_many = run(
+        *("stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / "m.mp4"), *many
+    )
+    assert make_many.returncode == 0, make_many.stderr
 
 
 def test_strength_one_is_noise_and_a_little_keeps_the_video(trained: Path, tmp_path: Path) -> None:
@@ -142,8 +185,10 @@ def test_stopping_leaves_a_whole_file(
         (["--endless", "-n", "2"], "-n exclude each other"),
         (["--format", "raw"], "--endless"),
         (["--endless", "--format", "avi"], "raw or matroska"),
-        (["--strength", "0"], "above 0"),
+        (["--init", "none.mp4", "--strength", "0"], "above 0"),
         (["--init", "none.mp4"], "no such file"),
+        (["--init", "none.mp4", "--max-memory", "1M"], "needs at least"),  # and is not read
+        (["--endless", "--steps", "1000000000"], "fewer --steps take less"),
         (["--between", "none.mp4", "none.mp4", "--frames", "4"], "no such file"),
         (["--between", "none.mp4", "none.mp4"], "needs --frames"),
         (["--fps", "0"], "from 0.1 to 1000"),
@@ -152,6 +197,15 @@ def test_stopping_leaves_a_whole_file(
         (["--only", "3"], "the videos are 0 to 0"),
         (["--skip-existing", "--overwrite"], "exclude"),
         (["--batch", "0"], "--batch"),
+        (["--skip-existing", "-n", "2"], "--skip-existing needs --seed"),
+        (["--strength", "0.3"], "--strength is for --init"),
+        (["--strength", "0.3", "--endless"], "--strength is for --init"),
+        (["--between", "a", "b", "--frames", "4", "--strength", "1"], "--strength is for --init"),
+        (["--endless", "--only", "0"], "--only exclude each other"),
+        (["--endless", "--batch", "2"], "--batch exclude each other"),
+        (["--ray", "local", "--batch", "2", "-n", "4"], "--ray and --batch exclude each other"),
+        (["--no-build"], "--no-build is for --device tensorrt"),
+        (["--endless", "--no-build", "--device", "cpu"], "--no-build is for --device tensorrt"),
         (["--ray", "local", "--device", "cuda:1"], "Ray chooses each task's GPU"),
         (["--loop", "--device", "cuda"], "--loop does not work on GPUs yet; pass --device cpu"),
         (["--endless", "--device", "tensorrt"], "--endless does not work on GPUs yet"),
@@ -169,6 +223,195 @@ def test_outputs_that_cannot_stream_are_refused(trained: Path, tmp_path: Path) -
     (tmp_path / "there.mkv").write_bytes(b"precious")
     refused(trained, tmp_path / "there.mkv", "--overwrite", "--endless")
     assert (tmp_path / "there.mkv").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("o.npy", ["--fps", "5"], "--fps: an .npy has no rate"),
+        ("o", ["--speed", "2"], "--speed: a folder of PNGs has no rate"),
+        ("o.png", ["--fps", "5", "--frames", "1"], "--fps: a .png has no rate"),
+        ("o", ["--endless", "--fps", "5"], "--fps: a folder of PNGs has no rate"),
+        ("o.gif", ["--fps", "300"], "a .gif plays at most 50"),
+        (".mp4", ["-n", "2"], "is a suffix alone"),
+    ],
+)
+def test_options_that_an_output_ignores_are_refused(
+    trained: Path, tmp_path: Path, name: str, options: list[str], says: str
+) -> None:
+    refused(trained, tmp_path / name, says, *options)
+
+
+def test_stdout_takes_no_rate_and_no_json(trained: Path) -> None:
+    for options in (["--fps", "5"], ["--json"]):
+        result = run(
+            *("stg-run", "synthesize", trained / "model.onnx", "-o", "-", "--endless", *options)
+        )
+        assert result.returncode == 2 and options[0] in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize("name", ["o.mp4", "o.npy"])
+def test_skip_existing_takes_what_is_there_for_finished(
+    trained: Path, tmp_path: Path, name: str
+) -> None:
+    command = ["stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / name]
+    command += ["--seed", "5", "-n", "2", "--skip-existing", "--json"]
+    first, again = (json.loads(run(*command).stdout) for _ in range(2))
+    assert first["videos"] == 2 and again["videos"] == 0
+
+
+def test_skip_existing_does_not_count_what_is_empty(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "o-000").mkdir()
+    model, options = trained / "model.onnx", ["--seed", "5", "-n", "2", "--skip-existing"]
+    assert run("stg-run", "synthesize", model, "-o", tmp_path / "o", *options).returncode == 0
+    assert len(list((tmp_path / "o-000").iterdir())) == 12
+    (tmp_path / "o-000.mp4").touch()
+    refused(trained, tmp_path / "o.mp4", "o-000.mp4: is empty", *options)
+
+
+def test_names_do_not_depend_on_how_many_there_are(trained: Path, tmp_path: Path) -> None:
+    command = ("stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / "o.mkv")
+    for count, number in ((1000, 5), (1001, 5), (1001, 1000)):
+        done = run(*command, "-n", count, "--only", number, "--overwrite")
+        assert done.returncode == 0, done.stderr
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["o-005.mkv", "o-1000.mkv"]
+
+
+def test_a_seed_that_was_drawn_is_told_at_the_beginning(trained: Path, tmp_path: Path) -> None:
+    result = run(
+        *("stg-run", "synthesize", trained / "model.onnx", "-o", tmp_path / "o.mp4"),
+        *("-n", "2", "--json"),
+    )
+    told, *videos = result.stderr.splitlines()
+    assert told == f"seed {json.loads(result.stdout)['seed']}"
+    assert videos == ["video 1 of 2", "video 2 of 2"]
+
+
+def test_ctrl_c_amid_many_says_so(trained: Path, tmp_path: Path) -> None:
+    process = stg_run(trained, tmp_path / "o.mp4", "-n", "1000", "--seed", "1")
+    wait_for(lambda: (tmp_path / "o-001.mp4").exists())
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.endswith(b"error: interrupted\n")
+
+
+# --- streams that are stopped, or that cannot be written
+
+
+def stg_run(trained: Path, out: object, *options: str, **more: Any) -> subprocess.Popen[bytes]:
+    command = [BIN / "stg-run", "synthesize", trained / "model.onnx", "-o", out, *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, **{"stdout": pipe, "stderr": pipe, **more})
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+SLOW = ("--endless", "--overwrite", "--steps", "100000", "--seed", "1")
+"""The first frames never come, but their computation begins at once."""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("name", ["o", "o.mkv"])
+def test_a_stream_without_frames_replaces_nothing(
+    trained: Path, tmp_path: Path, name: str, number: signal.Signals, code: int
+) -> None:
+    for there in (False, True):
+        if there:
+            make(trained, tmp_path / name)
+        before = [(item, item.stat().st_mtime_ns) for item in sorted(tmp_path.rglob("*"))]
+        process = stg_run(trained, tmp_path / name, *SLOW, "--max-memory", "900G")
+        time.sleep(4)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == code and b"nothing was made" in stderr, stderr
+        assert not stdout
+        after = [(item, item.stat().st_mtime_ns) for item in sorted(tmp_path.rglob("*"))]
+        assert [item for item, _ in after] == [item for item, _ in before]
+
+
+def test_a_killed_stream_into_a_folder_can_be_replaced(trained: Path, tmp_path: Path) -> None:
+    make(trained, tmp_path / "o")
+    (tmp_path / "o" / ".stg-frame.png").write_bytes(b"half a frame")
+    made = make(trained, tmp_path / "o", "--endless", "--overwrite", "--frames", 3)
+    assert len(made) == 3
+    assert sorted(item.name for item in (tmp_path / "o").iterdir()) == [
+        "00000.png", "00001.png", "00002.png",
+    ]  # fmt: skip
+    (tmp_path / "o" / ".stg-frame.png").write_bytes(b"half a frame")
+    assert len(make(trained, tmp_path / "o", "--overwrite")) == 12
+
+
+@pytest.mark.parametrize("form", ["raw", "matroska"])
+def test_a_pipe_whose_reader_stalls_takes_all_or_is_left_at_a_second_signal(
+    trained: Path, form: str
+) -> None:
+    options = ("--endless", "--format", form, "--seed", "1", "--size", "64x64")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    for stays_away in (False, True):
+        process = stg_run(trained, "-", *options, env=environment)
+        assert process.stdout is not None and process.stderr is not None
+        pipe, held, readings = process.stdout, array.array("i", [0]), [0]
+
+        def is_full(pipe: Any = pipe, held: Any = held, readings: Any = readings) -> bool:
+            fcntl.ioctl(pipe, termios.FIONREAD, held)
+            readings.append(held[0])
+            return readings[-1] > 40_000 and len(set(readings[-20:])) == 1
+
+        wait_for(is_full)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as a group's and a parent's: one and the same
+        time.sleep(1.5)
+        assert process.poll() is None
+        if stays_away:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+            assert process.returncode == 143
+            assert b"the end of stdout is cut" in process.stderr.read()
+            process.stdout.close()
+            process.stderr.close()
+            continue
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        if form == "raw":
+            frames = int(stderr.split(b" x ")[1].split(b"x")[0])
+            assert len(stdout) == frames * 64 * 64 * 3
+
+
+@pytest.mark.parametrize("form", ["raw", "matroska"])
+def test_a_reader_that_leaves_ends_a_stream_quietly(trained: Path, form: str) -> None:
+    process = stg_run(trained, "-", "--endless", "--format", form, "--seed", "1")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1000)
+    process.stdout.close()
+    assert process.wait(60) == 1 and process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("form", ["raw", "matroska"])
+def test_a_full_disk_is_said_of_stdout(trained: Path, form: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = stg_run(trained, "-", "--endless", "--format", form, "--seed", "1", stdout=full)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr == b"error: stdout: could not be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["o.mp4", "o.mkv"])
+def test_a_full_disk_is_said_of_the_file(trained: Path, tmp_path: Path, name: str) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    options = ("--endless", "--seed", "1", "--size", "64x64")
+    process = stg_run(trained, tmp_path / name, *options, preexec_fn=limited)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    says = f"error: {tmp_path / name}: could not be written: File too large\n"
+    assert stderr.decode() == says
 
 
 def test_a_static_model_cannot_loop(trained: Path, tmp_path: Path) -> None:

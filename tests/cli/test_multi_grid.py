@@ -94,6 +94,7 @@ def test_the_file_makes_what_the_run_makes(grid: Path) -> None:
 
 def test_info_says_the_scales_and_their_parity(grid: Path) -> None:
     said = run("stg-run", "info", grid / "model.onnx").stdout
+    assert "first noise" in said and "the clip's covariance along space and time" in said
     assert "12x8x8, gradient within" in said and "12x4x4, gradient within" in said
     value = json.loads(run("stg-run", "info", grid / "model.onnx", "--json").stdout)
     assert value["scales"] == 3
@@ -139,6 +140,9 @@ def test_other_lengths_sizes_loops_tiles_and_given_footage(grid: Path, tmp_path:
     ("options", "says"),
     [
         (["--size", "18x16"], "multiples of 4"),
+        (["--tile", "--size", "16x12"], "W with 12 pixels: the network has a stride of 8"),
+        (["--tile", "--size", "16x12"], "nearest are 8 and 16"),
+        (["--size", "4x4"], "height 4: at least 8"),
         (["--endless", "--frames", "20"], "--endless: not for models of several scales"),
         (["--between", "C", "C", "--frames", "8"], "--between: not for models of several scales"),
         (["--device", "tensorrt"], ""),

@@ -512,3 +512,21 @@ def test_between_given_frames_no_end_is_seen_and_the_motion_is_kept(axes: Axes) 
     assert np.mean(plain) > 2
     assert np.mean(into) < 1.2 and max(into) < 1.3
     assert 0.9 < np.mean(moved) < 1.2
+
+
+@pytest.mark.parametrize("size", [(24, 24), (20, 15)])
+def test_between_on_a_torus_knows_no_edges(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FOREIGN", 1e6)  # what belongs to the texture is told edge by edge
+    monkeypatch.setattr(module, "GIVEN_STEPS", 10)  # more let rounding grow
+    spot, wrap = Spot(a_scene(), "space-time"), (False, True, True)
+    x = first_noise(spot, (3, 20, *size), seed=1, number=0, init_std=1.0, wrap=wrap)
+    ends = first_noise(spot, (3, 8, *size), seed=2, number=0, init_std=1.0, wrap=wrap)
+    before, after = ends[:, :4], ends[:, 4:]
+    made = spot.between(x, before, after, wrap)
+    turned = [np.roll(each, (7, 5), (2, 3)) for each in (x, before, after)]
+    again = spot.between(*turned, wrap)
+    assert np.abs(again - np.roll(made, (7, 5), (2, 3))).max() < 1e-3
+    plain = spot.between(*turned)
+    assert np.abs(plain - np.roll(spot.between(x, before, after), (7, 5), (2, 3))).max() > 0.1

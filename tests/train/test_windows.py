@@ -175,11 +175,17 @@ def test_impossible_periods_are_refused_with_the_nearest() -> None:
     network = Network(SMALL, free="NT")
     with pytest.raises(InputError, match=r"--loop with 30 frames.*stride of 4.*28 and 32"):
         check_period(network.metadata, "T", 30, "--loop")
-    with pytest.raises(InputError, match=r"nearest are 4$"):
+    with pytest.raises(InputError, match=r"the nearest is 4$"):
         check_period(network.metadata, "T", 3, "--loop")
     with pytest.raises(InputError, match=r"height of this model.*recipe st"):
         check_period(network.metadata, "H", 32, "--tile")
-    network.metadata.stride = None
+    network.metadata.free_axes = ("N",)
+    with pytest.raises(InputError, match=r"length of this model.*recipe st or fc-s"):
+        check_period(network.metadata, "T", 32, "--loop")
+    network.metadata.free_axes = ()
+    with pytest.raises(InputError, match=r"length of this model.*without --static"):
+        check_period(network.metadata, "T", 32, "--loop")
+    network.metadata.free_axes, network.metadata.stride = ("N", "T"), None
     with pytest.raises(InputError, match="export the run again"):
         check_period(network.metadata, "T", 32, "--loop")
 
