@@ -269,6 +269,7 @@ def info(
         "free sizes": ", ".join(free) if free else "none",
         "smallest": _smallest(metadata),
         "steps": f"{metadata.n_steps} of size {metadata.step_size:g}, a = {a:.3g}",
+        "noise": f"factor {metadata.noise_scale:g}{_falling(metadata)}",
         "reference": f"standard deviation {metadata.reference_std:g}",
         "first noise": _first_noise(metadata),
         "pixels": f"(grey level - {_levels(metadata)}) / {metadata.pixel_scale:.4g}",
@@ -300,6 +301,12 @@ def _verify(model: Path, as_json: bool) -> None:
         print_rows({check.name: f"{check.result:<8}{check.detail}" for check in found})
     if any(check.passed is False for check in found):
         raise typer.Exit(1)
+
+
+def _falling(metadata: Any) -> str:
+    if metadata.noise_end == 1:
+        return ""
+    return f", falling to {metadata.noise_scale * metadata.noise_end:.3g} over the steps"
 
 
 def _first_noise(metadata: Any) -> str:
