@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from networks import SMALL, Network
 
+from stg_runtime import langevin
 from stg_runtime.endless import FIRST_CHAIN, GROUP, Endless, block_frames
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.langevin import langevin_step, standard_normal
@@ -24,7 +25,7 @@ def network(**changes: Any) -> Network:
         "margin_frames": 2,
         "init_std": 1.0,
         "step_size": 0.3,
-        "noise_scale": 1.0,
+        "noise_at": lambda step, n_steps: 1.0,
         "n_steps": STEPS,
         "pixel_scale": 50.0,
         "mean": lambda: np.full((1, 1, 1), 120, np.float32),
@@ -33,8 +34,12 @@ def network(**changes: Any) -> Network:
     return made
 
 
-def test_a_stream_equals_one_long_video() -> None:
-    gradient = network()
+@pytest.mark.parametrize("noise_end", [1.0, 0.2])
+def test_a_stream_equals_one_long_video(noise_end: float) -> None:
+    def noise_at(step: int, n_steps: int) -> float:
+        return langevin.noise_at(step, n_steps, noise_scale=1.0, noise_end=noise_end)
+
+    gradient = network(noise_at=noise_at)
     stream = Endless(gradient, SIZE, n_steps=STEPS, seed=7)  # type: ignore[arg-type]
     count = 2 * GROUP + 3
     got = np.concatenate(list(islice(stream, count)))
@@ -56,7 +61,8 @@ def test_a_stream_equals_one_long_video() -> None:
     for step in range(1, STEPS + 1):
         gradient.bind(x, grad)
         gradient.run()
-        x = langevin_step(x, grad, noise(step), step_size=0.3)
+        scale = noise_at(step, STEPS)
+        x = langevin_step(x, grad, noise(step), step_size=0.3, noise_scale=scale)
     expected = to_pixels(x[0, :, 2 : count * block], np.full((1, 1, 1), 120, np.float32), 50.0)
     difference = np.abs(got.astype(int) - expected.astype(int))
     assert difference.max() <= 1 and difference.mean() < 1e-3
