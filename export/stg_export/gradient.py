@@ -49,10 +49,7 @@ def frozen(energy: nn.Module) -> nn.Module:
 
 
 def energy_and_grad(
-    energy: Callable[[Tensor], Tensor],
-    x: Tensor,
-    scale: float = 1.0,
-    named: object = None,
+    energy: nn.Module, x: Tensor, scale: float = 1.0, *weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """E(x) and dE/dx, the gradient computed as that of scale * E, divided by `scale` afterwards.
 
@@ -60,7 +57,7 @@ def energy_and_grad(
         energy: maps (N, ...) to (N,).
         x: batch of inputs.
         scale: keeps the backward pass of a low precision in range.
-        named: whose type errors name; `energy` if not given.
+        weights: the energy's second argument, where it takes one.
 
     Returns:
         Energies, (N,), and gradients of the shape of `x`, both of the type of `x`.
@@ -68,10 +65,10 @@ def energy_and_grad(
     Raises:
         InputError: the module is not an energy: a wrong output shape, or no dependence on `x`.
     """
-    name = type(energy if named is None else named).__name__
+    name = type(energy).__name__
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        value = energy(x)
+        value = energy(x, *weights)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
@@ -153,7 +150,7 @@ def trace(
     )
 
     def graph(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_and_grad(lambda y: energy(y, *weights), x, gradient_scale, energy)
+        return energy_and_grad(energy, x, gradient_scale, *weights)
 
     examples = [example]
     if unit_weights:

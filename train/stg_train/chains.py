@@ -84,7 +84,7 @@ def walk(
     *,
     n_steps: int,
     step_size: float,
-    noise_scale: float,
+    noise_scale: float | Callable[[int], float],
     draw: Draw,
     precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def walk(
         x: chains, (N, C, T, H, W), model units.
         n_steps: K.
         step_size: delta, model units.
-        noise_scale: s; at 0 `draw` is not called.
+        noise_scale: s, or that of each step (1, 2, ...); where it is 0 `draw` is not called.
         draw: gives each step its noise.
         precision: of the convolutions.
 
@@ -108,6 +108,7 @@ def walk(
     for step in range(1, n_steps + 1):
         value, grad = energy_and_grad(energy, x, precision)
         energies.append(value)
-        noise = draw(step, x) if noise_scale else silent
-        x = langevin_step(x, grad, noise, step_size=step_size, noise_scale=noise_scale)
+        scale = noise_scale(step) if callable(noise_scale) else noise_scale
+        noise = draw(step, x) if scale else silent
+        x = langevin_step(x, grad, noise, step_size=step_size, noise_scale=scale)
     return x, torch.stack(energies)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stg_train.chains import autocast
 from stg_train.descriptor import ConvSpec, Network, fan_in
 
 # Standard deviation over time below which a place counts as standing still, model units.
@@ -58,9 +59,9 @@ class Denoiser(Network):
 
     def see_places(self, variance: Tensor) -> None:
         """Set the map for clips with this variance over time, (H, W), model units."""
-        if self.places is not None:
-            with torch.no_grad():
-                self.places.copy_((variance / (variance + _STILL**2)).sqrt())
+        assert self.places is not None
+        with torch.no_grad():
+            self.places.copy_((variance / (variance + _STILL**2)).sqrt())
 
     def forward(
         self, x: Tensor, at: tuple[int, int] = (0, 0), unit_weights: Tensor | None = None
@@ -98,3 +99,24 @@ def init_denoiser(denoiser: Denoiser, generator: torch.Generator) -> None:
         gain = _OUTPUT_GAIN if conv is denoiser.convs[-1] else math.sqrt(2)
         with torch.no_grad():
             conv.weight.normal_(0, gain / math.sqrt(fan_in(conv)), generator=generator)
+
+
+def denoised(
+    denoiser: Denoiser, noised: Tensor, at: tuple[int, int], precision: str
+) -> tuple[Tensor, Tensor]:
+    """The clean videos that noised ones are taken for, attached to the graph of the parameters.
+
+    Args:
+        denoiser: the network.
+        noised: videos, (N, C, T, H, W), model units; a leaf.
+        at: see `Denoiser.forward`.
+        precision: see `autocast`.
+
+    Returns:
+        x - sigma^2 dE/dx, shape of `noised`; g, (N,).
+    """
+    noised.requires_grad_()
+    with autocast(precision, noised.device):
+        total = denoiser(noised, at)
+    (clean,) = torch.autograd.grad(total.sum(), noised, create_graph=True)
+    return clean, total

@@ -283,13 +283,13 @@ class Recovery:
         """Langevin steps of the values that are not `held`; without `draw`, noise-free."""
         langevin = self.recipe.langevin
         given = x
-        for _ in range(n_steps):
+        for step in range(1, n_steps + 1):
             x, _energies = walk(
                 energy,
                 x,
                 n_steps=1,
                 step_size=langevin.step_size,
-                noise_scale=langevin.noise_scale if draw else 0.0,
+                noise_scale=langevin.noise_at(step, n_steps) if draw else 0.0,
                 draw=draw or (lambda _step, like: like),
                 precision=self.recipe.precision,
             )

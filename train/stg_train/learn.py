@@ -26,7 +26,7 @@ from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.grids import refine, to_finer
 from stg_runtime.memory import give_back
 from stg_train.chains import ChainNoise, autocast, walk
-from stg_train.denoiser import Denoiser, init_denoiser
+from stg_train.denoiser import Denoiser, denoised, init_denoiser
 from stg_train.descriptor import Descriptor, Energy, Network, fan_in, init_he, init_normal
 from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
@@ -216,7 +216,7 @@ class Learner:
             tf32 = recipe.precision == "tf32"
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.energy = build_energy(recipe, channels).to(self.device)
-        if isinstance(self.descriptor, Denoiser):
+        if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             self.descriptor.see_places(observed.variance())
         for parameter in self.energy.parameters():
             if parameter.ndim == 5:
@@ -449,7 +449,7 @@ class Learner:
             self.chains,
             n_steps=langevin.n_steps,
             step_size=langevin.step_size,
-            noise_scale=langevin.noise_scale,
+            noise_scale=langevin.noise_at,
             draw=self._draw,
             precision=recipe.precision,
         )
@@ -558,10 +558,7 @@ class Learner:
             patch, at = self._patch()
             level = math.exp(low + (high - low) * self._chance())
             noised = patch + level * noise.like(patch)
-            noised.requires_grad_()
-            with autocast(recipe.precision, self.device):
-                response = network(noised, at)
-            (clean,) = torch.autograd.grad(response.sum(), noised, create_graph=True)
+            clean, response = denoised(network, noised, at, recipe.precision)
             loss = ((clean - patch) / level).square().mean()
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -608,11 +605,10 @@ class Learner:
 
     def _patch(self) -> tuple[Tensor, tuple[int, int]]:
         """A random patch of a random clip, (1, C, T, H, W), and its top and left."""
-        whole = self.observed.pixels.shape[:4]
-        patch = [min(a, b) for a, b in zip(self.recipe.learning.patch, whole[1:], strict=True)]
+        patch = self.recipe.patch
         clip, start, top, left = (
             int(self._chance() * (most - size + 1))
-            for most, size in zip(whole, (1, *patch), strict=True)
+            for most, size in zip(self.observed.pixels.shape[:4], (1, *patch), strict=True)
         )
         x = self.observed.windows([clip], [start], patch[0])
         x = x[..., top : top + patch[1], left : left + patch[2]].contiguous()
@@ -627,16 +623,15 @@ class Learner:
         noise.begin(0)  # always from the same noise
         x = self._fresh_chains(self.chains.shape[1], noise)
         self.energy.requires_grad_(False)
-        for step in range(1, langevin.n_steps + 1):
-            x, _ = walk(
-                self.energy,
-                x,
-                n_steps=1,
-                step_size=langevin.step_size,
-                noise_scale=langevin.noise_at(step),
-                draw=lambda _, like: noise.like(like),
-                precision=self.recipe.precision,
-            )
+        x, _ = walk(
+            self.energy,
+            x,
+            n_steps=langevin.n_steps,
+            step_size=langevin.step_size,
+            noise_scale=langevin.noise_at,
+            draw=lambda _, like: noise.like(like),
+            precision=self.recipe.precision,
+        )
         self.energy.requires_grad_(True)
         return x
 

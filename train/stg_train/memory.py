@@ -28,6 +28,7 @@ from stg_runtime.fill import fill_bytes
 from stg_runtime.grids import FACTOR
 from stg_runtime.memory import MIB, budget, resident_memory, show_memory
 from stg_train.chains import autocast, walk
+from stg_train.denoiser import Denoiser, denoised
 from stg_train.descriptor import Energy, min_size, resolve_kernels
 from stg_train.learn import build_network
 from stg_train.recipe import Recipe
@@ -389,16 +390,13 @@ def _update(recipe: Recipe, chains: int, windows: int) -> tuple[int, int]:
 
 def _denoised(recipe: Recipe) -> tuple[int, int]:
     """The same of a step of denoising."""
-    whole = (recipe.data.frames, *recipe.data.size)
-    patch = [min(a, b) for a, b in zip(recipe.learning.patch, whole, strict=True)]
     with FakeTensorMode(), Tally(recipe.device == "cpu") as tally:
         energy = _energy(recipe, torch.contiguous_format)
         weights = sum(_bytes(parameter) for parameter in energy.parameters())
         before = tally.live
-        noised = torch.empty((1, _CHANNELS, *patch)).requires_grad_()
-        with autocast(recipe.precision, torch.device("cpu")):
-            response = energy.descriptor(noised)
-        (clean,) = torch.autograd.grad(response.sum(), noised, create_graph=True)
+        assert isinstance(energy.descriptor, Denoiser)
+        noised = torch.empty((1, _CHANNELS, *recipe.patch))
+        clean, _ = denoised(energy.descriptor, noised, (0, 0), recipe.precision)
         torch.autograd.backward(clean.square().sum())
         return weights, tally.peak - before
 

@@ -177,10 +177,6 @@ class Layer(_Section):
     padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
 
 
-def _sides(layer: Layer) -> zip[tuple[int | Literal["full"], int]]:
-    return zip(layer.kernel, layer.padding, strict=True)
-
-
 class Network(_Section):
     """The descriptor.
 
@@ -210,7 +206,8 @@ class Network(_Section):
         if self.form == "denoiser":
             first = self.layers[0]
             for layer in self.layers:
-                odd = all(k != "full" and k % 2 and p == k // 2 for k, p in _sides(layer))
+                sides = zip(layer.kernel, layer.padding, strict=True)
+                odd = all(k != "full" and k % 2 and p == k // 2 for k, p in sides)
                 if not odd or layer.stride != (1, 1, 1) or layer.filters != first.filters:
                     raise ValueError(
                         'form = "denoiser" needs layers of equally many filters, stride [1, 1, 1], '
@@ -290,10 +287,10 @@ class Langevin(_Section):
     init_std: _NonNegative = 1.0
     chains: Annotated[int, Field(ge=1, le=4096)] = 1
 
-    def noise_at(self, step: int) -> float:
-        """Factor on the noise of step 1 to `n_steps`."""
-        scale, end = self.noise_scale, self.noise_end
-        return noise_at(step, self.n_steps, noise_scale=scale, noise_end=end)
+    def noise_at(self, step: int, n_steps: int | None = None) -> float:
+        """Factor on the noise of step 1 to `n_steps` of a walk, the recipe's own if not given."""
+        steps, scale, end = n_steps or self.n_steps, self.noise_scale, self.noise_end
+        return noise_at(step, steps, noise_scale=scale, noise_end=end)
 
     @model_validator(mode="after")
     def _step_is_stable(self) -> Langevin:
@@ -513,6 +510,13 @@ class Recipe(_Section):
             except InputError as error:
                 raise ValueError(f"{error}, or learning.scales smaller") from None
         return self
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """(T, H, W) of a patch that a step of denoising sees: not more than the clips have."""
+        whole = (self.data.frames, *self.data.size)
+        t, h, w = map(min, self.learning.patch, whole)
+        return t, h, w
 
     @property
     def scales(self) -> int:

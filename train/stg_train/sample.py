@@ -122,7 +122,6 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
 
     def noise(step: int) -> Tensor:
         values = standard_normal(int(np.prod(shape)), seed=seed, chain=chain, step=step)
-        values *= langevin.noise_at(step)
         return torch.from_numpy(values).reshape(shape).to(device)
 
     first = None
@@ -148,7 +147,7 @@ def _walk(learner: Learner, seed: int, chain: int, stops: list[int]) -> Iterator
             x,
             n_steps=end - begin,
             step_size=langevin.step_size,
-            noise_scale=1.0,
+            noise_scale=lambda step, begin=begin: langevin.noise_at(begin + step),  # type: ignore[misc]
             draw=lambda step, _, begin=begin: noise(begin + step),  # type: ignore[misc]
         )
         yield x
