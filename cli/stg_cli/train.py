@@ -229,7 +229,6 @@ def train(
         _learn(work)
     finally:
         work.close()
-        world.leave()
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -407,9 +406,10 @@ def main() -> None:
     try:
         run_app(app)
     except SystemExit as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        # See `stg_train.parallel.World.leave`.
+        # One of several processes ends without the interpreter's own end: that takes the connections
+        # down, and gloo's threads abort a process whose peer is gone already.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))

@@ -107,15 +107,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def leave(self) -> None:
-        """End the processes' connection.
-
-        The others end without a word (`stg_cli.train.main`): gloo's threads abort a process that
-        takes its connection down when rank 0 is gone already.
-        """
-        if self.size > 1 and self.first and dist.is_initialized():
-            dist.destroy_process_group()
-
 
 ALONE = World()
 
