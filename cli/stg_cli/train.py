@@ -408,8 +408,8 @@ def main() -> None:
     except SystemExit as error:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        # One of several processes ends without the interpreter's own end: that takes the connections
-        # down, and gloo's threads abort a process whose peer is gone already.
+        # One of several processes leaves out the interpreter's own end: it takes connections down,
+        # and gloo's threads abort a process whose peer is gone already.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))

@@ -30,6 +30,7 @@ from stg_runtime.grids import FACTOR, check_scales
 from stg_runtime.memory import refuse_least, resident_memory
 from stg_train.checkpoint import Checkpoint
 from stg_train.descriptor import AXES, Energy, Network, min_size, top_units
+from stg_train.exemplars import Exemplars
 from stg_train.observed import Observed
 from stg_train.run import CHECKPOINT, energy_of, load_energy, read_run_clips
 from stg_train.sample import lengths
@@ -110,6 +111,11 @@ def _export_scale(
     trained = (recipe.data.trained_frames, *recipe.data.trained_size)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Network)
+    if isinstance(descriptor, Exemplars) and precision == "fp16":
+        raise InputError(
+            f"{folder}: an exemplar network compares sums too large for halves; leave "
+            "--precision fp16 out"
+        )
     # A mean of every pixel locks H and W; one of every frame, T (its network is full there anyway).
     mean_image = checkpoint.mean.shape[-2:] != (1, 1)
     free: tuple[Axis, ...] = tuple(
@@ -266,7 +272,19 @@ def _refuse_larger(folder: Path, metadata: Metadata) -> None:
 
 
 def conv_layers(descriptor: Network) -> tuple[ConvLayer, ...]:
-    """The layers in use, for the metadata."""
+    """The layers in use, for the metadata.
+
+    Of exemplars, the one that compares them with a video: each is a filter of the frame's size.
+    """
+    if isinstance(descriptor, Exemplars):
+        frames, (_, _, height, width) = descriptor.spec.frames, descriptor.clips.shape
+        compared = ConvLayer(
+            filters=len(descriptor.never),
+            kernel=(frames, height, width),
+            stride=(1, 1, 1),
+            padding=(frames - 1, 0, 0),
+        )
+        return (compared,)
 
     def triple(values: Sequence[int | str]) -> tuple[int, int, int]:
         t, h, w = (int(value) for value in values)

@@ -21,6 +21,7 @@ from stg_runtime.errors import InputError
 from stg_runtime.measures import MIN_FRAMES, compare
 from stg_runtime.spot import Axes
 from stg_runtime.video import count_clips, count_frames, to_pixels
+from stg_train.exemplars import MOST_MOMENTS
 from stg_train.observed import read_observed
 from stg_train.recipe import Recipe, Scale, load_recipe
 from stg_train.select import mean_score
@@ -32,6 +33,9 @@ FAR = 2.0
 DRAWS = 2
 SEED = 0
 LEAST_WINDOW = 8
+# Recipes for one scene and for textures alike everywhere, where a regime is asked for that needs
+# its own.
+_RECIPES = {"denoising": ("denoising", "denoising-st"), "multi-grid": ("fc-s", "st")}
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def choose(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if given.get("data.align"):
         return Choice(load_recipe("action", scale=scale, overrides=given), "--align: an action")
-    denoising = given.get("learning.regime") == "denoising"
-    located, free = ("denoising", "denoising-st") if denoising else ("fc-s", "st")
+    located, free = _RECIPES.get(given.get("learning.regime", ""), ("exemplars", "st"))
+    if given.get("data.mask") is not None:
+        located = "fc-s"  # what is hidden is no exemplar
     base = load_recipe(located, scale=scale, overrides=_lengthless(given))
     start, most = base.data.start, given.get("data.frames") or base.data.frames
     counts = [
@@ -73,6 +78,9 @@ def choose(
         for clip in range(count_clips(Path(video)))
     ]
     available = min(counts) - start
+    frames = min(available, most) * len(counts) * (given.get("data.windows") or 1)
+    if located == "exemplars" and frames > MOST_MOMENTS:
+        located = "fc-s"
     if available == 1:
         return Choice(load_recipe("texture-2d", scale=scale, overrides=given), "a still image")
     given = _fitted(given, available, base)

@@ -28,6 +28,7 @@ from stg_runtime.memory import give_back
 from stg_train.chains import ChainNoise, autocast, walk
 from stg_train.denoiser import Denoiser, denoised, init_denoiser
 from stg_train.descriptor import Descriptor, Energy, Network, fan_in, init_he, init_normal
+from stg_train.exemplars import Exemplars
 from stg_train.incomplete import Recovery
 from stg_train.observed import Observed
 from stg_train.parallel import ALONE, World
@@ -109,8 +110,11 @@ class Kept:
     returns: int
 
 
-def build_network(recipe: Recipe, channels: int) -> Network:
-    """The network of a recipe, its weights as PyTorch leaves them."""
+def build_network(recipe: Recipe, channels: int, clips: int = 1) -> Network:
+    """The network of a recipe for so many clips, its weights as PyTorch leaves them."""
+    if recipe.network.exemplars is not None:
+        size = (clips, recipe.data.frames, *recipe.data.size)
+        return Exemplars(recipe.network.exemplars.spec(), channels, size)
     layers = recipe.network.specs(channels)
     if recipe.network.form == "denoiser":
         places = recipe.data.size if recipe.pixels.mean == "image" else None
@@ -118,11 +122,13 @@ def build_network(recipe: Recipe, channels: int) -> Network:
     return Descriptor(layers, channels, (recipe.data.trained_frames, *recipe.data.trained_size))
 
 
-def build_energy(recipe: Recipe, channels: int) -> Energy:
+def build_energy(recipe: Recipe, channels: int, clips: int = 1) -> Energy:
     """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
-    network = build_network(recipe, channels)
+    network = build_network(recipe, channels, clips)
     generator = torch.Generator().manual_seed(recipe.seed)
-    if isinstance(network, Denoiser):
+    if isinstance(network, Exemplars):
+        pass  # its biases are zero
+    elif isinstance(network, Denoiser):
         init_denoiser(network, generator)
     elif recipe.network.init == "he":
         init_he(network, generator)
@@ -215,7 +221,10 @@ class Learner:
             # "fp32" means it: PyTorch would let convolutions use TF32 unasked.
             tf32 = recipe.precision == "tf32"
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        self.energy = build_energy(recipe, channels).to(self.device)
+        self.energy = build_energy(recipe, channels, len(observed.pixels)).to(self.device)
+        if isinstance(self.descriptor, Exemplars):
+            every = range(len(observed.pixels))
+            self.descriptor.see(observed.windows(every, [0] * len(every), recipe.data.frames))
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             self.descriptor.see_places(observed.variance())
         for parameter in self.energy.parameters():
@@ -273,6 +282,10 @@ class Learner:
                 groups.append({"params": [conv.bias], "base": learning.bias_rate})
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
+        if isinstance(self.descriptor, Exemplars):
+            groups.append(
+                {"params": list(self.descriptor.parameters()), "base": learning.bias_rate}
+            )
         for group in groups:
             group["lr"] = group["base"]
         return torch.optim.Adam(groups, betas=learning.betas)

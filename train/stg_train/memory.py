@@ -326,7 +326,7 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
     windows = -(-min(data.batch, clips) // processes)
     window = _FLOAT * _CHANNELS * data.trained_frames * math.prod(data.trained_size)
     whole = _FLOAT * _CHANNELS * data.frames * math.prod(data.size)
-    weights, update = _update(recipe, chains, windows)
+    weights, update = _update(recipe, clips, chains, windows)
     copies = 1 + (learning.updates >= 10) + (learning.select_every is not None)  # own, kept, best
     moments = 2
     state = weights * (copies + moments) + langevin.chains * window
@@ -347,7 +347,7 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
         "first noise": noise.fitting + weights - held,
         # Gradients stay from the update on.
         "an update": max(int(pieces * update), weights + noise.on_device),
-        "synthesis": weights + max(noise.making, _sampled(recipe)),
+        "synthesis": weights + max(noise.making, _sampled(recipe, clips)),
         "measures": weights + _MEASURES + 5 * whole + clips * luminance,
         # As of masks that hide a quarter; what this one hides is not known yet.
         "a recovery": weights + (14 * whole + fill_bytes(pixels, pixels // 4) if hidden else 0),
@@ -355,7 +355,7 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
     return _Scale(held, state, on_device, stages)
 
 
-def _update(recipe: Recipe, chains: int, windows: int) -> tuple[int, int]:
+def _update(recipe: Recipe, clips: int, chains: int, windows: int) -> tuple[int, int]:
     """Bytes of the weights; and of the gradients and all that is in the making in an update."""
     data, langevin = recipe.data, recipe.langevin
     shape = (_CHANNELS, data.trained_frames, *data.trained_size)
@@ -364,8 +364,8 @@ def _update(recipe: Recipe, chains: int, windows: int) -> tuple[int, int]:
         return _denoised(recipe)
     layout = torch.contiguous_format if recipe.precision == "fp32" else torch.channels_last_3d
     with FakeTensorMode(), Tally(recipe.device == "cpu") as tally:
-        energy = _energy(recipe, layout)
-        weights = sum(_bytes(parameter) for parameter in energy.parameters())
+        energy = _energy(recipe, layout, clips)
+        weights = sum(_bytes(value) for value in energy.state_dict().values())
         x = torch.empty((chains, *shape)).contiguous(memory_format=layout)
         observed = torch.empty((windows, *shape)).contiguous(memory_format=layout)
         before = tally.live
@@ -401,7 +401,7 @@ def _denoised(recipe: Recipe) -> tuple[int, int]:
         return weights, tally.peak - before
 
 
-def _sampled(recipe: Recipe) -> int:
+def _sampled(recipe: Recipe, clips: int) -> int:
     """Bytes of a walk of one video with its margins, float32."""
     data, output = recipe.data, recipe.output
     frames = data.frames + 2 * output.margin_frames
@@ -409,7 +409,7 @@ def _sampled(recipe: Recipe) -> int:
         frames = data.trained_frames
     size = [extent + 2 * output.margin_size for extent in data.size]
     with FakeTensorMode(), Tally(recipe.device == "cpu") as tally:
-        energy = _energy(recipe, torch.contiguous_format)
+        energy = _energy(recipe, torch.contiguous_format, clips)
         energy.requires_grad_(False)
         before = tally.live
         walk(
@@ -426,8 +426,8 @@ def _sampled(recipe: Recipe) -> int:
         return int(1.2 * (tally.peak - before) + 6 * video)
 
 
-def _energy(recipe: Recipe, layout: torch.memory_format) -> Energy:
-    descriptor = build_network(recipe, _CHANNELS)
+def _energy(recipe: Recipe, layout: torch.memory_format, clips: int = 1) -> Energy:
+    descriptor = build_network(recipe, _CHANNELS, clips)
     for parameter in descriptor.parameters():
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=layout)

@@ -28,6 +28,7 @@ from stg_runtime.files import atomic_write_text, check_regular
 from stg_runtime.grids import FACTOR, check_scales, coarser_seed
 from stg_runtime.langevin import noise_at
 from stg_train.descriptor import ConvSpec
+from stg_train.exemplars import ExemplarSpec
 
 Scale = Literal["small", "paper"]
 Regime = Literal["short-run", "persistent", "rejuvenated", "multi-grid", "denoising"]
@@ -177,14 +178,43 @@ class Layer(_Section):
     padding: tuple[_NonNegativeInt, _NonNegativeInt, _NonNegativeInt]
 
 
+class Exemplars(_Section):
+    """How an exemplar network looks at the clips; see `ExemplarSpec`."""
+
+    frames: Annotated[int, Field(ge=1, le=255)] = 5
+    window: _Count = 6
+    stride: _Count = 2
+    shares: Annotated[tuple[_Positive, ...], Field(min_length=1, max_length=8)] = (0.34, 0.33, 0.33)
+    temperature: _Positive = 0.02
+
+    @model_validator(mode="after")
+    def _windows_cover(self) -> Exemplars:
+        if self.frames % 2 == 0:
+            raise ValueError(f"frames must be odd; it is {self.frames}")
+        if self.window < 2 * self.stride:
+            raise ValueError(
+                f"window must be at least twice the stride; they are {self.window}, {self.stride}"
+            )
+        if abs(math.fsum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares must add up to 1; they make {math.fsum(self.shares):g}")
+        return self
+
+    def spec(self) -> ExemplarSpec:
+        """As the network takes it."""
+        return ExemplarSpec(**self.model_dump())
+
+
 class Network(_Section):
     """The descriptor.
 
     Attributes:
-        form: "descriptor", the sum of the top responses, as in the paper; or "denoiser", how far a
+        form: "descriptor", the sum of the top responses, as in the paper; "denoiser", how far a
             video is from what a residual network makes of it, see `stg_train.denoiser`: layers of
             stride 1 that keep the size, of equally many filters, and one back to the video's
-            channels, of the first one's kernel, that is not named here.
+            channels, of the first one's kernel, that is not named here; or "exemplars", how near a
+            video comes, place by place, to moments of the clips, see `stg_train.exemplars`: no
+            layers, and `exemplars`.
+        exemplars: of form = "exemplars".
         layers: convolutions, bottom first.
         padding: "zeros" pads every layer as it says. "valid" pads none along axes that no "full"
             layer covers: there the network sees nothing but video, and nothing tells it where the
@@ -195,11 +225,23 @@ class Network(_Section):
         init_std: standard deviation for init = "normal".
     """
 
-    form: Literal["descriptor", "denoiser"] = "descriptor"
-    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    form: Literal["descriptor", "denoiser", "exemplars"] = "descriptor"
+    exemplars: Exemplars | None = None
+    layers: tuple[Layer, ...] = ()
     padding: Literal["zeros", "valid"] = "zeros"
     init: Literal["he", "normal"] = "he"
     init_std: _Positive = 0.001
+
+    @model_validator(mode="after")
+    def _has_its_parts(self) -> Network:
+        exemplars = self.form == "exemplars"
+        if exemplars != (self.exemplars is not None):
+            raise ValueError('form = "exemplars" and the table network.exemplars belong together')
+        if exemplars and (self.layers or self.padding != "zeros"):
+            raise ValueError('form = "exemplars" has no layers and needs padding = "zeros"')
+        if not exemplars and not self.layers:
+            raise ValueError("layers: at least one is needed")
+        return self
 
     @model_validator(mode="after")
     def _is_a_denoiser(self) -> Network:
@@ -218,7 +260,13 @@ class Network(_Section):
         return self
 
     def specs(self, channels: int = 3) -> list[ConvSpec]:
-        """The layers as the network takes them, for a video of `channels`."""
+        """The layers as the network takes them, for a video of `channels`.
+
+        Of exemplars, the one layer that has their units: one for each time that sees a frame.
+        """
+        if self.exemplars is not None:
+            frames = self.exemplars.frames
+            return [ConvSpec(1, (frames, "full", "full"), (1, 1, 1), (frames - 1, 0, 0))]
         pads = [self.padding == "zeros" or not self.is_free(axis) for axis in range(3)]
         layers = self.layers
         if self.form == "denoiser":
@@ -239,6 +287,8 @@ class Network(_Section):
 
     def is_free(self, axis: int) -> bool:
         """Is no layer "full" along an axis: 0, 1, 2 for T, H, W?"""
+        if self.form == "exemplars":
+            return axis == 0
         return all(layer.kernel[axis] != "full" for layer in self.layers)
 
 
@@ -492,6 +542,28 @@ class Recipe(_Section):
                     'learning.regime = "denoising" learns from whole clips, one mean image and all '
                     "layers at once; leave --mask, pixels.mean and learning.growth out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _exemplars_fit(self) -> Recipe:
+        exemplars = self.network.exemplars
+        if exemplars is None:
+            return self
+        if self.learning.regime == "multi-grid":
+            raise ValueError(
+                'network.form = "exemplars" has all its scales in one network; leave '
+                'learning.regime = "multi-grid" out, or take --recipe fc-s'
+            )
+        if self.data.mask is not None or self.pixels.mean != "image" or self.learning.growth:
+            raise ValueError(
+                'network.form = "exemplars" learns from whole clips of one scene, with pixels.mean '
+                '= "image" and no growth; take --recipe fc-s where there is a --mask'
+            )
+        if self.data.frames < exemplars.frames:
+            raise ValueError(
+                f"clips of {self.data.frames} frames are shorter than an exemplar's "
+                f"{exemplars.frames}; take more --frames, or --recipe fc-s"
+            )
         return self
 
     @model_validator(mode="after")

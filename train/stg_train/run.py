@@ -498,7 +498,7 @@ def load_energy(folder: Path) -> tuple[Energy, Checkpoint]:
 
 def energy_of(checkpoint: Checkpoint, path: Path) -> Energy:
     """The learned energy of a checkpoint, or of a coarser scale of it; see `load_energy`."""
-    energy = build_energy(checkpoint.recipe, len(checkpoint.mean))
+    energy = build_energy(checkpoint.recipe, len(checkpoint.mean), len(checkpoint.clips))
     load_parameters(energy, checkpoint, path)
     descriptor = energy.descriptor
     assert isinstance(descriptor, Network)

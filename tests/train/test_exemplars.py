@@ -1,0 +1,222 @@
+"""Learning by exemplars: the energy, what it learns, what the file does with it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import same_state, tiny_recipe
+
+from stg_export import export_run
+from stg_runtime.backends import open_backend
+from stg_runtime.errors import InputError
+from stg_runtime.synthesize import plan, synthesize
+from stg_runtime.windows import Windowed
+from stg_train.descriptor import Energy
+from stg_train.exemplars import MOST_MOMENTS, Exemplars, ExemplarSpec, Level, overlapping
+from stg_train.memory import foresee
+from stg_train.recipe import Recipe, load_recipe
+from stg_train.run import Run
+from stg_train.sample import sample
+
+SPEC = ExemplarSpec(frames=3, window=4, stride=2, shares=(0.5, 0.5), temperature=0.05)
+WINDOWS = {"frames": 3, "window": 4, "stride": 2, "shares": [0.6, 0.4], "temperature": 0.02}
+
+
+def recipe_of(clip: Path, **overrides: Any) -> Recipe:
+    return tiny_recipe(
+        clip,
+        **{
+            "network.form": "exemplars",
+            "network.layers": [],
+            "network.exemplars": WINDOWS,
+            "pixels.mean": "image",
+            "langevin.first_noise": "time",
+            "langevin.reference_std": 0.1,
+            "langevin.step_size": 0.11,
+            "langevin.noise_scale": 0.0,
+            "learning.bias_rate": 0.03,
+            **overrides,
+        },
+    )
+
+
+def network(clips: int = 1, frames: int = 9) -> tuple[Exemplars, torch.Tensor]:
+    made = Exemplars(SPEC, 3, (clips, frames, 10, 13)).double()
+    seen = torch.randn(clips, 3, frames, 10, 13, generator=torch.Generator().manual_seed(1))
+    made.see(seen.double())
+    return made, seen.double()
+
+
+def levels(made: Exemplars) -> list[Level]:
+    return [level for level in made.levels if isinstance(level, Level)]
+
+
+def moved(made: Exemplars, x: torch.Tensor) -> torch.Tensor:
+    """x - sigma^2 dE/dx: where a step of its whole length leads."""
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(made(leaf).sum(), leaf)
+    return grad
+
+
+@pytest.mark.parametrize(("extent", "window", "stride"), [(10, 4, 2), (33, 6, 2), (5, 9, 3)])
+def test_windows_add_up_to_one_everywhere(extent: int, window: int, stride: int) -> None:
+    weights = overlapping(extent, window, stride)
+    torch.testing.assert_close(weights.sum(0), torch.ones(extent))
+    torch.testing.assert_close(weights, weights.flip(0, 1))
+    assert (weights.sum(1) > 0).all()
+
+
+def test_the_energy_is_what_the_formula_says() -> None:
+    """By hand: every window, time and moment, from the distances in plain loops."""
+    made, seen = network()
+    for level in levels(made):
+        torch.nn.init.normal_(level.biases, 0, 0.1, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(1, 3, 6, 10, 13, dtype=torch.float64)
+    times = made.times.view(3, 3)[:, 0]
+    padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 2, 2))
+    total = 0.0
+    rows, columns = torch.eye(10).double(), torch.eye(13).double()
+    for share, level in zip(SPEC.shares, levels(made), strict=True):
+        rows, columns = level.rows @ rows, level.columns @ columns
+        for i in range(len(rows)):
+            for j in range(len(columns)):
+                weight = rows[i][:, None] * columns[j]
+                mean = (seen[0].square().mean(1) + 0.003).sum(0)
+                size = float((weight * mean).sum())
+                assert float(level.size[i, j]) == pytest.approx(size)
+                for t in range(8):
+                    found = []
+                    for u in range(7):
+                        c, part = seen[0, :, u : u + 3], padded[:, t : t + 3]
+                        each = (part * c - 0.5 * c * c).sum(0) * times[:, None, None] * weight
+                        found.append(each.sum() / size + level.biases[i, j, 0, u])
+                    tau = SPEC.temperature
+                    total += share * size * tau * torch.logsumexp(torch.stack(found) / tau, 0)
+    assert float(made(x)) == pytest.approx(float(total), rel=1e-9)
+
+
+def test_the_clip_stays_where_it_is_and_what_comes_near_is_drawn_to_it() -> None:
+    made, seen = network()
+    inside = (..., slice(2, -2), slice(None), slice(None))  # frames of no other window
+    torch.testing.assert_close(moved(made, seen)[inside], seen[inside], atol=1e-3, rtol=0)
+    near = seen + 0.3 * torch.randn(seen.shape, generator=torch.Generator().manual_seed(2))
+    assert (moved(made, near) - seen)[inside].abs().max() < 0.01
+
+
+def test_what_stands_still_stays() -> None:
+    made = Exemplars(SPEC, 3, (1, 8, 10, 13))
+    made.see(torch.zeros(1, 3, 8, 10, 13))
+    assert moved(made, torch.randn(1, 3, 6, 10, 13)).abs().max() < 1e-6
+
+
+def test_no_moment_is_of_two_clips() -> None:
+    made, seen = network(clips=2, frames=5)
+    across = torch.cat([seen[:1, :, -1:], seen[1:, :, :2]], 2)
+    response = moved(made, across)
+    assert (response - across).abs().max() > 0.3
+    alone, _ = network(clips=1, frames=5)
+    assert len(made.never) == 8 and int((made.never < 0).sum()) == 2
+    assert (alone.never == 0).all()
+
+
+def test_pieces_make_the_whole() -> None:
+    made, _ = network()
+    x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
+    ones = torch.zeros(1, 1, 9, 1, 1, dtype=torch.float64)
+    ones[:, :, :4] = 1
+    energy = Energy(made, 0.5)
+    quadratic = 0.5 * float(x.square().sum()) / 0.25
+    parts = float(energy(x, ones)) + float(energy(x, 1 - ones)) - quadratic
+    assert parts == pytest.approx(float(energy(x)))
+
+
+def test_learning_brings_in_the_moments_that_chains_leave_out(clip: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(clip, **{"learning.updates": 30, "langevin.n_steps": 8})
+    learner = Run.start(tmp_path / "run", recipe).learner
+    network = learner.descriptor
+    assert isinstance(network, Exemplars)
+
+    rare = torch.arange(len(network.never)) % 5 < 2
+    with torch.no_grad():
+        for level in levels(network):
+            level.biases[..., rare] = -0.3  # fifteen times the temperature, so that none is chosen
+
+    def handicap() -> list[float]:
+        found = [level.biases.detach() for level in levels(network)]
+        return [float(b[..., ~rare].mean() - b[..., rare].mean()) for b in found]
+
+    assert min(handicap()) > 0.29
+    for _ in range(30):
+        learner.update()
+    assert max(handicap()) < 0.15
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, precision: str) -> None:
+    recipe = recipe_of(clip, precision=precision)
+    Run.start(tmp_path / "whole", recipe).learn()
+    cut = Run.start(tmp_path / "cut", recipe)
+    assert not cut.learn(stop=lambda: cut.learner.update_count == 4)
+    assert Run.resume(tmp_path / "cut").learn()
+    assert same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> None:
+    several = tmp_path / "several.npy"
+    frames = np.load(clip)
+    np.save(several, np.stack([frames, frames[::-1]]))
+    run = Run.start(tmp_path / "run", recipe_of(several))
+    run.learn()
+    metadata = export_run(tmp_path / "run", tmp_path / "m.onnx")
+    assert metadata.free_axes == ("N", "T")
+    backend = open_backend(tmp_path / "m.onnx", "cpu")
+    job = plan(metadata, seed=5)
+    made = synthesize(backend.chains(job.graph), metadata, job, number=0)
+    expected = sample(run.learner, count=1, seed=5).videos[0]
+    assert np.abs(made.astype(int) - expected).max() <= 1
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 50, 16, 16), np.float32)
+    grads = []
+    for gradient in (backend, Windowed(backend, pieces=(3, 1, 1))):
+        grads.append(np.full_like(x, np.nan))
+        gradient.bind(x, grads[-1])
+        gradient.run()
+    limit = 2e-6 * float(np.abs(grads[0]).max())
+    np.testing.assert_allclose(grads[1], grads[0], atol=limit, rtol=0)
+
+    with pytest.raises(InputError, match="leave --precision fp16 out"):
+        export_run(tmp_path / "run", tmp_path / "h.onnx", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"network.form": "descriptor"}, "belong together"),
+        ({"network.exemplars": {**WINDOWS, "frames": 4}}, "odd"),
+        ({"network.exemplars": {**WINDOWS, "window": 3}}, "twice the stride"),
+        ({"network.exemplars": {**WINDOWS, "shares": [0.5, 0.4]}}, "add up to 1; they make 0.9"),
+        ({"network.exemplars": {**WINDOWS, "frames": 13}}, "shorter than an exemplar"),
+        ({"network.padding": "valid"}, "no layers"),
+        ({"data.mask": "frames:0.5"}, "fc-s where there is a --mask"),
+        ({"pixels.mean": "channel", "langevin.first_noise": "white"}, 'pixels.mean = "image"'),
+        ({"learning.growth": [3]}, "learning.growth"),
+        ({"learning.regime": "multi-grid"}, "fc-s"),
+    ],
+)
+def test_what_cannot_be_is_refused(clip: Path, overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        recipe_of(clip, **overrides)
+
+
+def test_too_many_frames_are_refused() -> None:
+    with pytest.raises(InputError, match=rf"600 exemplars; at most {MOST_MOMENTS}.*fc-s"):
+        Exemplars(SPEC, 3, (10, 60, 8, 8))
+
+
+def test_its_memory_is_foreseen_for_the_recipe() -> None:
+    recipe = load_recipe("exemplars").model_copy(update={"device": "cpu", "precision": "fp32"})
+    one, two = (foresee(recipe, clips) for clips in (1, 2))
+    assert 200 << 20 < one.total < 2 << 30
+    assert two.work > 1.5 * one.work  # each frame is compared with twice as many
