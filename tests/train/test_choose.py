@@ -27,7 +27,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("clip", "recipe"), [("sea", "st"), ("lamp", "fc-s")])
+@pytest.mark.parametrize(("clip", "recipe"), [("sea", "st"), ("lamp", "exemplars")])
 def test_a_texture_is_free_in_space_and_a_scene_is_not(clips: Path, clip: str, recipe: str) -> None:
     path = str(clips / f"{clip}.npy")
     chosen = choose([path], overrides={"data.videos": [path], "seed": 4})
@@ -61,7 +61,7 @@ def test_what_is_asked_for_and_cannot_be_is_said(clips: Path) -> None:
 def test_what_cannot_be_measured_is_still_learned(clips: Path, tmp_path: Path) -> None:
     path = str(clips / "sea.npy")
     small = choose([path], overrides={"data.videos": [path], "data.size": [12, 12]})
-    assert small.recipe.name == "fc-s" and "too small to measure" in small.why
+    assert small.recipe.name == "exemplars" and "too small to measure" in small.why
     many = tmp_path / "many.npy"
     np.save(many, np.stack([np.load(path)[:36]] * 2))
     several = choose([str(many)], overrides={"data.videos": [str(many)], "data.size": [32, 32]})

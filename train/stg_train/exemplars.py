@@ -8,8 +8,9 @@ compares the video around (t, v) with moment u of the clips at the same place, b
 window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of one layer whose
 filters are the clips themselves, with log-sum-exp over the filters in place of the ReLU. The
 windows' weights add up to one, so dE/dx = (x - mean of the likely moments) / sigma^2: each piece of
-the energy is a Gaussian around an arrangement of exemplars. What is learned are the biases b, by
-analysis by synthesis: a moment that the chains use too rarely becomes likelier.
+the energy is a Gaussian around an arrangement of exemplars. What is learned, by analysis by
+synthesis, are the biases b, so that a moment that the chains use too rarely becomes likelier, and a
+gain of the exemplars at each place, which makes up for what chains lose where moments are blended.
 
 Source: Xie, Lu, Zhu, Wu, "A Theory of Generative ConvNet", ICML 2016 (piecewise Gaussian, filters
 as means of the pieces); that patches of one video, coarse and fine, chosen anew from noise, make
@@ -95,6 +96,7 @@ class Exemplars(Network):
         # Filter (d, c) copies colour c of frame d.
         copies = torch.eye(spec.frames * channels).view(-1, spec.frames, channels, 1, 1)
         self.register_buffer("copies", copies.transpose(1, 2).contiguous(), persistent=False)
+        self.gains = nn.Parameter(torch.ones(height, width))
         self.levels = nn.ModuleList()
         window = spec.window
         for _ in spec.shares:
@@ -133,12 +135,17 @@ class Exemplars(Network):
 
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
-        spec = self.spec
-        exemplars = self._around(self.clips[None], 0)[0]  # (H, W, U, frames C)
-        half = 0.5 * (exemplars.square() * self.times).sum(-1)[None]  # (1, H, W, U)
-        weighed = (exemplars * self.times).transpose(2, 3)
-        products = self._around(x, spec.frames - 1) @ weighed  # (N, H, W, T', U)
-        *_, times, moments = products.shape
+        spec, moments = self.spec, len(self.never)
+        each = torch.stack([self.clips[:, d : d + moments] for d in range(spec.frames)])
+        exemplars = each.flatten(0, 1).permute(2, 3, 0, 1)  # (H, W, frames C, U)
+        exemplars = exemplars * self.gains[..., None, None]
+        weighed = exemplars * self.times[:, None]
+        half = 0.5 * (exemplars * weighed).sum(2)[None]  # (1, H, W, U)
+        # The values around each place and time, (N, H, W, T', frames C).
+        around = F.conv3d(x, self.copies, padding=(spec.frames - 1, 0, 0)).permute(0, 3, 4, 2, 1)
+        # Contiguous: PyTorch would multiply other ones matrix by matrix.
+        products = around.contiguous() @ weighed.contiguous()  # (N, H, W, T', U)
+        times = products.shape[3]
         products = products.flatten(3)
         terms = x.new_zeros(1)
         for share, level in zip(spec.shares, self.levels, strict=True):
@@ -152,10 +159,6 @@ class Exemplars(Network):
             total = top + (likeness - top[..., None]).exp().sum(-1).log()
             terms = terms + share * spec.temperature * (total * level.size[..., 0]).sum((1, 2))
         return terms.reshape(x.shape[0], 1, times, 1, 1)
-
-    def _around(self, x: Tensor, padding: int) -> Tensor:
-        """The values around each place and time: (N, C, T, H, W) to (N, H, W, T', frames C)."""
-        return F.conv3d(x, self.copies, padding=(padding, 0, 0)).permute(0, 3, 4, 2, 1)
 
 
 class Level(nn.Module):

@@ -283,9 +283,9 @@ class Learner:
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
         if isinstance(self.descriptor, Exemplars):
-            groups.append(
-                {"params": list(self.descriptor.parameters()), "base": learning.bias_rate}
-            )
+            gains, *biases = self.descriptor.parameters()
+            groups.append({"params": [gains], "base": learning.learning_rate})
+            groups.append({"params": biases, "base": learning.bias_rate})
         for group in groups:
             group["lr"] = group["base"]
         return torch.optim.Adam(groups, betas=learning.betas)
