@@ -38,6 +38,7 @@ WHITE = {
     "langevin.step_size": 0.01,
     "learning.learning_rate": 0.02,
 }
+NOTHING = 1e-12  # a rate that moves no parameter
 SPOT: dict[str, Any] = {}  # the recipe's own
 VALID = {"network.padding": "valid", "output.margin_frames": 14, "output.margin_size": 22}
 
@@ -50,6 +51,12 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-grid, white": ("fc-s", {**WHITE, "learning.regime": "multi-grid"}),
     "multi-grid, spot": ("fc-s", {**SPOT, "learning.regime": "multi-grid"}),
     "denoising, spot": ("denoising", {}),
+    "exemplars": ("exemplars", {}),
+    "exemplars, biases alone": ("exemplars", {"learning.learning_rate": NOTHING}),
+    "exemplars, as they are": (
+        "exemplars",
+        {"learning.learning_rate": NOTHING, "learning.bias_rate": NOTHING},
+    ),
     "st, zeros": ("st", {}),
     "st, zeros, windows in space": ("st", {"data.window_size": [48, 48]}),
     "st, valid": ("st", VALID),

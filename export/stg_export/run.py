@@ -199,7 +199,7 @@ def _export_scale(
             parity=(),
             scales=recipe.scales,
         )
-    _refuse_larger(folder, described)
+    _refuse_larger(folder, described, descriptor)
     made: list[Metadata] = []
 
     def metadata(parity: tuple[Parity, ...], used: str, digest: str) -> Metadata:
@@ -245,11 +245,11 @@ def _export_scale(
     return made[0]
 
 
-def _refuse_larger(folder: Path, metadata: Metadata) -> None:
+def _refuse_larger(folder: Path, metadata: Metadata, descriptor: Network) -> None:
     """Refuse an export whose check cannot have the memory, with the least that it takes.
 
     In float64 PyTorch's convolution unfolds its input: a value for every place of the kernel and
-    every response.
+    every response. Of exemplars the gradient holds what is compared, and its sums over windows.
 
     Raises:
         InputError: it does not fit.
@@ -257,7 +257,9 @@ def _refuse_larger(folder: Path, metadata: Metadata) -> None:
     graph, channels = metadata.graph_size, metadata.channels
     extent: Sequence[int] = (graph.frames, graph.height, graph.width)
     values, unfolded = 3 * channels * math.prod(extent), 0  # input, gradient and its float32
-    for layer in metadata.layers:
+    if isinstance(descriptor, Exemplars):
+        values += descriptor.compared(graph.frames)
+    for layer in () if isinstance(descriptor, Exemplars) else metadata.layers:
         sides = zip(extent, layer.kernel, layer.stride, layer.padding, strict=True)
         extent = [(size + 2 * p - k) // s + 1 for size, k, s, p in sides]
         unfolded = max(unfolded, channels * math.prod((*layer.kernel, *extent)))

@@ -44,6 +44,25 @@ def test_denoising_has_recipes_of_its_own(clips: Path) -> None:
         assert choose([path], overrides=asked).recipe.name == recipe
 
 
+def test_clips_without_exemplars_take_a_convnet(clips: Path, tmp_path: Path) -> None:
+    lamp = np.load(clips / "lamp.npy")
+    for frames, recipe in ((2, "fc-s"), (4, "fc-s"), (5, "exemplars")):
+        short = tmp_path / f"short-{frames}.npy"
+        np.save(short, lamp[:frames])
+        assert choose([str(short)], overrides={"data.videos": [str(short)]}).recipe.name == recipe
+    two = [str(clips / "lamp.npy")] * 2
+    for asked in ({"data.windows": 20, "data.frames": 20}, {"learning.regime": "multi-grid"}):
+        assert choose(two, overrides={"data.videos": two, **asked}).recipe.name == "fc-s"
+
+
+def test_a_mask_takes_a_convnet_but_where_another_regime_is_asked_for(clips: Path) -> None:
+    path = str(clips / "lamp.npy")
+    asked = {"data.videos": [path], "data.mask": "frames:0.3"}
+    assert choose([path], overrides=asked).recipe.name == "fc-s"
+    with pytest.raises(InputError, match="leave --mask"):
+        choose([path], overrides={**asked, "learning.regime": "denoising"})
+
+
 def test_a_still_image_and_an_action_need_no_measuring(clips: Path) -> None:
     still = str(clips / "stone.npy")
     assert choose([still], overrides={"data.videos": [still]}).recipe.name == "texture-2d"

@@ -93,8 +93,13 @@ def test_the_energy_is_what_the_formula_says() -> None:
                         each = (part * c - 0.5 * c * c).sum(0) * times[:, None, None] * weight
                         found.append(each.sum() / size + level.biases[i, j, 0, u])
                     tau = SPEC.temperature
-                    total += share * size * tau * torch.logsumexp(torch.stack(found) / tau, 0)
-    assert float(made(x)) == pytest.approx(float(total), rel=1e-9)
+                    total += (
+                        share
+                        * size
+                        * tau
+                        * float(torch.logsumexp(torch.stack(found).detach() / tau, 0))
+                    )
+    assert made(x).item() == pytest.approx(total, rel=1e-9)
 
 
 def test_the_clip_stays_where_it_is_and_what_comes_near_is_drawn_to_it() -> None:
@@ -208,6 +213,29 @@ def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_is_refused(clip: Path, overrides: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         recipe_of(clip, **overrides)
+
+
+def test_a_misspelt_key_is_told_those_of_its_table(clip: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"strid, did you mean stride\?; known here: frames, share"
+    ):
+        recipe_of(clip, **{"network.exemplars": {**WINDOWS, "strid": 2}})
+
+
+def test_an_export_that_does_not_fit_is_refused(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.start(tmp_path / "run", recipe_of(clip, **{"learning.updates": 1}))
+    run.learn()
+    network = run.learner.descriptor
+    assert isinstance(network, Exemplars)
+    times, moments = 104, 10
+    first = 16 * 16 * (moments + 9) + 9 * (16 + 4 * 9) * moments + 5 * (9 + 4 * 5) * moments
+    assert network.compared(102) == times * first
+    refused: list[int] = []
+    monkeypatch.setattr("stg_export.run.refuse_least", lambda needed, *_: refused.append(needed))
+    export_run(tmp_path / "run", tmp_path / "m.onnx", frames=94)
+    assert refused[0] > 8 * times * first
 
 
 def test_too_many_frames_are_refused() -> None:

@@ -68,7 +68,7 @@ def choose(
     if given.get("data.align"):
         return Choice(load_recipe("action", scale=scale, overrides=given), "--align: an action")
     located, free = _RECIPES.get(given.get("learning.regime", ""), ("exemplars", "st"))
-    if given.get("data.mask") is not None:
+    if located == "exemplars" and given.get("data.mask") is not None:
         located = "fc-s"  # what is hidden is no exemplar
     base = load_recipe(located, scale=scale, overrides=_lengthless(given))
     start, most = base.data.start, given.get("data.frames") or base.data.frames
@@ -78,8 +78,7 @@ def choose(
         for clip in range(count_clips(Path(video)))
     ]
     available = min(counts) - start
-    frames = min(available, most) * len(counts) * (given.get("data.windows") or 1)
-    if located == "exemplars" and frames > MOST_MOMENTS:
+    if located == "exemplars" and not _exemplary(base, min(available, most), len(counts), given):
         located = "fc-s"
     if available == 1:
         return Choice(load_recipe("texture-2d", scale=scale, overrides=given), "a still image")
@@ -100,6 +99,13 @@ def choose(
     if everywhere <= min(FREE_IN_SPACE * along_time, FAR):
         return Choice(space, f"it looks alike everywhere ({figures})")
     return Choice(time, f"every place has its own behaviour ({figures})")
+
+
+def _exemplary(base: Recipe, frames: int, clips: int, given: dict[str, Any]) -> bool:
+    """Have clips of so many frames exemplars, and not too many?"""
+    assert base.network.exemplars is not None
+    moments = frames * clips * (given.get("data.windows") or 1)
+    return frames >= base.network.exemplars.frames and moments <= MOST_MOMENTS
 
 
 def _lengthless(given: dict[str, Any]) -> dict[str, Any]:

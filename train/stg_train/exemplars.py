@@ -114,6 +114,18 @@ class Exemplars(Network):
                 pooled = level.pool(pooled)
                 level.size.copy_(pooled[0, ..., None])
 
+    def compared(self, frames: int) -> int:
+        """Values that the gradient of one video of so many frames holds."""
+        channels, _, height, width = self.clips.shape
+        times, moments = frames + self.spec.frames - 1, len(self.never)
+        held = height * width * (moments + self.spec.frames * channels)
+        for level in self.levels:
+            assert isinstance(level, Level)
+            below, (height, width) = width, level.extent
+            # Sums over rows and over both; likeness less its largest, and its exponential.
+            held += height * (below + 4 * width) * moments
+        return times * held
+
     def forward(self, x: Tensor, unit_weights: Tensor | None = None) -> Tensor:
         """The sum g of each video.
 

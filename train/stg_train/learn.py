@@ -530,6 +530,8 @@ class Learner:
         if self.kept is not None and self.kept.update < grown:
             self.kept = None
         ratio = _ratio(metrics.response_synthesized, metrics.response_observed)
+        if isinstance(self.descriptor, Exemplars):
+            ratio = 1.0  # its filters cannot grow, and its responses may be negative
         if self.kept is not None and ratio > LOST:
             self._go_back(metrics)
             return replace(metrics, returned_to=self.kept.update)

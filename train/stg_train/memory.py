@@ -45,6 +45,9 @@ _MEASURES = 40 * MIB
 # An update takes more than is alive at once: the heap is in pieces, and in bf16 oneDNN needs room
 # for gradients of weights (st at 192x192, four chains: 1.22 and 1.3).
 _IN_PIECES = {"fp32": 1.2, "bf16": 1.3}
+# Of exemplars the heap keeps what fits it, tensors below 32 MiB: as measured for clips of 24 to 64
+# frames of 64x64 and 96x96, between .99 and 1.14 of what is used then.
+_KEPT_SHARE, _KEPT_MOST = 1.1, 200 * MIB
 _PER_PIXEL = 150  # bytes of an encoder for each pixel of a frame: it looks ahead some forty frames
 
 
@@ -342,12 +345,17 @@ def _scale(recipe: Recipe, clips: int, processes: int) -> _Scale:
     held += noise.held
     luminance, pixels = whole // _CHANNELS, data.frames * math.prod(data.size)
     pieces = _IN_PIECES.get(recipe.precision, 1.0)
+    updating, sampling = int(pieces * update), _sampled(recipe, clips)
+    if recipe.network.exemplars is not None:
+        updating, sampling = (
+            work + min(int(_KEPT_SHARE * work), _KEPT_MOST) for work in (update, sampling)
+        )
     stages = {
         # Before there are chains and moments.
         "first noise": noise.fitting + weights - held,
         # Gradients stay from the update on.
-        "an update": max(int(pieces * update), weights + noise.on_device),
-        "synthesis": weights + max(noise.making, _sampled(recipe, clips)),
+        "an update": max(updating, weights + noise.on_device),
+        "synthesis": weights + max(noise.making, sampling),
         "measures": weights + _MEASURES + 5 * whole + clips * luminance,
         # As of masks that hide a quarter; what this one hides is not known yet.
         "a recovery": weights + (14 * whole + fill_bytes(pixels, pixels // 4) if hidden else 0),

@@ -8,7 +8,7 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import (
@@ -734,6 +734,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if part == "layers":
             model = Layer
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for kind in (annotation, *get_args(annotation)):  # a section, or one that may be missing
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     return sorted(model.model_fields)
