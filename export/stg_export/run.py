@@ -257,9 +257,10 @@ def _refuse_larger(folder: Path, metadata: Metadata, descriptor: Network) -> Non
     graph, channels = metadata.graph_size, metadata.channels
     extent: Sequence[int] = (graph.frames, graph.height, graph.width)
     values, unfolded = 3 * channels * math.prod(extent), 0  # input, gradient and its float32
+    layers = metadata.layers
     if isinstance(descriptor, Exemplars):
-        values += descriptor.compared(graph.frames)
-    for layer in () if isinstance(descriptor, Exemplars) else metadata.layers:
+        values, layers = values + descriptor.compared(graph.frames), ()
+    for layer in layers:
         sides = zip(extent, layer.kernel, layer.stride, layer.padding, strict=True)
         extent = [(size + 2 * p - k) // s + 1 for size, k, s, p in sides]
         unfolded = max(unfolded, channels * math.prod((*layer.kernel, *extent)))

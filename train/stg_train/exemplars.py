@@ -4,13 +4,13 @@ g(x) = sum over levels, windows v and times t of share * m e tau log sum_u exp(r
 
     r_vtu = (<x, c_u> - |c_u|^2 / 2) / (m e) + b_vu
 
-compares the video around (t, v) with moment u of the clips at the same place, both seen through the
-window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of one layer whose
-filters are the clips themselves, with log-sum-exp over the filters in place of the ReLU. The
-windows' weights add up to one, so dE/dx = (x - mean of the likely moments) / sigma^2: each piece of
-the energy is a Gaussian around an arrangement of exemplars. What is learned, by analysis by
-synthesis, are the biases b, so that a moment that the chains use too rarely becomes likelier, and a
-gain of the exemplars at each place, which makes up for what chains lose where moments are blended.
+compares the video around (t, v) with moment u of the clips at the same place, times a gain, both
+seen through the window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of
+one layer whose filters are the clips themselves, with log-sum-exp over the filters in place of the
+ReLU. The windows' weights add up to one, so dE/dx = (x - mean of the likely moments) / sigma^2:
+each piece of the energy is a Gaussian around an arrangement of exemplars. What is learned, by
+analysis by synthesis, are the biases b, so that a moment that the chains use too rarely becomes
+likelier, and the gain at each place, which makes up for what chains lose where moments are blended.
 
 Source: Xie, Lu, Zhu, Wu, "A Theory of Generative ConvNet", ICML 2016 (piecewise Gaussian, filters
 as means of the pieces); that patches of one video, coarse and fine, chosen anew from noise, make
