@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from stg_runtime.backends.base import HostGradient
+from stg_runtime.windows import Windowed
 from stg_train.checkpoint import read_checkpoint
 from stg_train.recipe import Recipe, load_recipe
-from stg_train.run import CHECKPOINT
+from stg_train.run import CHECKPOINT, Run
 
 BIN = Path(sys.executable).parent
 
@@ -71,6 +74,30 @@ def tiny_recipe(clip: Path, **overrides: object) -> Recipe:
     every = overrides.get("learning.select_every")
     learning = recipe.learning.model_copy(update={"select_every": every})
     return recipe.model_copy(update={"learning": learning})
+
+
+def check_resume(recipe: Recipe, clip: Path, folder: Path) -> None:
+    """A run that is cut after four updates ends as an uncut one, bit for bit, without its clip."""
+    Run.start(folder / "whole", recipe).learn()
+    cut = Run.start(folder / "cut", recipe)
+    assert not cut.learn(stop=lambda: cut.learner.update_count == 4)
+    clip.unlink()  # a resumed run needs only its folder
+    assert Run.resume(folder / "cut").learn()
+    assert same_state(folder / "whole", folder / "cut")
+
+
+def check_windows(
+    backend: HostGradient, shape: tuple[int, ...], pieces: tuple[int, int, int]
+) -> None:
+    """The gradient made from pieces is that of the whole, to rounding."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    grads = []
+    for gradient in (backend, Windowed(backend, pieces=pieces)):
+        grads.append(np.full_like(x, np.nan))
+        gradient.bind(x, grads[-1])
+        gradient.run()
+    limit = 2e-6 * float(np.abs(grads[0]).max())
+    np.testing.assert_allclose(grads[1], grads[0], atol=limit, rtol=0)
 
 
 def same_state(a: Path, b: Path) -> bool:

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import same_state, tiny_recipe
+from support import check_resume, check_windows, tiny_recipe
 
 from stg_export import export_run
 from stg_runtime.backends import open_backend
 from stg_runtime.errors import DivergenceError, InputError
 from stg_runtime.langevin import noise_at
 from stg_runtime.synthesize import plan, synthesize
-from stg_runtime.windows import Windowed
 from stg_train.denoiser import Denoiser, init_denoiser
 from stg_train.descriptor import ConvSpec, Energy
 from stg_train.learn import Learner
@@ -107,11 +106,7 @@ def test_learning_takes_noise_out(clip: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, precision: str) -> None:
     recipe = denoising(clip, precision=precision, **{"pixels.mean": "image"})
-    Run.start(tmp_path / "whole", recipe).learn()
-    cut = Run.start(tmp_path / "cut", recipe)
-    assert not cut.learn(stop=lambda: cut.learner.update_count == 4)
-    assert Run.resume(tmp_path / "cut").learn()
-    assert same_state(tmp_path / "whole", tmp_path / "cut")
+    check_resume(recipe, clip, tmp_path)
 
 
 def test_the_report_shows_the_noise_that_is_left(clip: Path, tmp_path: Path) -> None:
@@ -142,14 +137,7 @@ def test_the_file_makes_the_videos_of_the_run(
     assert np.abs(made.astype(int) - expected).max() <= 1
 
     if mean == "channel":  # free in space
-        x = np.random.default_rng(0).standard_normal((1, 3, 40, 33, 30), np.float32)
-        grads = []
-        for gradient in (backend, Windowed(backend, pieces=(3, 2, 1))):
-            grads.append(np.full_like(x, np.nan))
-            gradient.bind(x, grads[-1])
-            gradient.run()
-        limit = 2e-6 * float(np.abs(grads[0]).max())
-        np.testing.assert_allclose(grads[1], grads[0], atol=limit, rtol=0)
+        check_windows(backend, (1, 3, 40, 33, 30), (3, 2, 1))
 
 
 def test_the_noise_falls_over_the_steps() -> None:

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import same_state, tiny_recipe
+from support import check_resume, check_windows, tiny_recipe
 
 from stg_export import export_run
 from stg_runtime.backends import open_backend
 from stg_runtime.errors import InputError
 from stg_runtime.synthesize import plan, synthesize
-from stg_runtime.windows import Windowed
 from stg_train.descriptor import Energy
 from stg_train.exemplars import MOST_MOMENTS, Exemplars, ExemplarSpec, Level, overlapping
 from stg_train.memory import foresee
@@ -161,11 +160,7 @@ def test_learning_brings_in_the_moments_that_chains_leave_out(clip: Path, tmp_pa
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, precision: str) -> None:
     recipe = recipe_of(clip, precision=precision)
-    Run.start(tmp_path / "whole", recipe).learn()
-    cut = Run.start(tmp_path / "cut", recipe)
-    assert not cut.learn(stop=lambda: cut.learner.update_count == 4)
-    assert Run.resume(tmp_path / "cut").learn()
-    assert same_state(tmp_path / "whole", tmp_path / "cut")
+    check_resume(recipe, clip, tmp_path)
 
 
 def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> None:
@@ -182,14 +177,7 @@ def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> Non
     expected = sample(run.learner, count=1, seed=5).videos[0]
     assert np.abs(made.astype(int) - expected).max() <= 1
 
-    x = np.random.default_rng(0).standard_normal((2, 3, 50, 16, 16), np.float32)
-    grads = []
-    for gradient in (backend, Windowed(backend, pieces=(3, 1, 1))):
-        grads.append(np.full_like(x, np.nan))
-        gradient.bind(x, grads[-1])
-        gradient.run()
-    limit = 2e-6 * float(np.abs(grads[0]).max())
-    np.testing.assert_allclose(grads[1], grads[0], atol=limit, rtol=0)
+    check_windows(backend, (2, 3, 50, 16, 16), (3, 1, 1))
 
     with pytest.raises(InputError, match="leave --precision fp16 out"):
         export_run(tmp_path / "run", tmp_path / "h.onnx", precision="fp16")

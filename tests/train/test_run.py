@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import check_resume, same_state, tiny_recipe
 from support import run as run_command
-from support import same_state, tiny_recipe
 
 from stg_cli.train import _learn
 from stg_runtime.errors import DivergenceError, InputError
@@ -27,12 +27,7 @@ from stg_train.run import CHECKPOINT, METRICS, OBSERVED, RECIPE, Run, load_energ
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_bit_for_bit(clip: Path, tmp_path: Path, regime: str, precision: str) -> None:
     recipe = tiny_recipe(clip, precision=precision, **{"learning.regime": regime})
-    Run.start(tmp_path / "whole", recipe).learn()
-    cut = Run.start(tmp_path / "cut", recipe)
-    assert not cut.learn(stop=lambda: cut.learner.update_count == 4)
-    clip.unlink()  # a resumed run needs only its folder
-    assert Run.resume(tmp_path / "cut").learn()
-    assert same_state(tmp_path / "whole", tmp_path / "cut")
+    check_resume(recipe, clip, tmp_path)
     lines = [(tmp_path / run / METRICS).read_text() for run in ("whole", "cut")]
     assert lines[0] == lines[1]
     assert [json.loads(line)["update"] for line in lines[0].splitlines()] == list(range(1, 9))

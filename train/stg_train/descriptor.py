@@ -50,12 +50,15 @@ class Network(nn.Module):
         free_axes: those of "THW" that may have any size.
         weighs_units: `forward` takes `unit_weights`, (1, 1, T', H', W'), of the terms of g; else an
             exporter finds the sum of the top responses, see `stg_export.units`.
+        may_collapse: its responses are positive and part when learning collapses, which the
+            learner guards against.
     """
 
     convs: nn.ModuleList
     depth: int
     free_axes: tuple[str, ...]
     weighs_units = False
+    may_collapse = True
 
 
 class Descriptor(Network):

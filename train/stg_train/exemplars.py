@@ -71,6 +71,7 @@ class Exemplars(Network):
     """
 
     weighs_units = True
+    may_collapse = False  # the filters are given, and far from the clips g may be negative
     clips: Tensor
     never: Tensor
     times: Tensor

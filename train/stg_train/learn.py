@@ -126,13 +126,11 @@ def build_energy(recipe: Recipe, channels: int, clips: int = 1) -> Energy:
     """The untrained energy of a recipe, its weights drawn from the recipe's seed."""
     network = build_network(recipe, channels, clips)
     generator = torch.Generator().manual_seed(recipe.seed)
-    if isinstance(network, Exemplars):
-        pass  # its biases are zero
-    elif isinstance(network, Denoiser):
+    if isinstance(network, Denoiser):
         init_denoiser(network, generator)
-    elif recipe.network.init == "he":
+    elif isinstance(network, Descriptor) and recipe.network.init == "he":
         init_he(network, generator)
-    else:
+    elif isinstance(network, Descriptor):
         init_normal(network, recipe.network.init_std, generator)
     return Energy(network, recipe.langevin.reference_std)
 
@@ -529,9 +527,9 @@ class Learner:
         age = self.update_count - grown
         if self.kept is not None and self.kept.update < grown:
             self.kept = None
-        ratio = _ratio(metrics.response_synthesized, metrics.response_observed)
-        if isinstance(self.descriptor, Exemplars):
-            ratio = 1.0  # its filters cannot grow, and its responses may be negative
+        ratio = 1.0
+        if self.descriptor.may_collapse:
+            ratio = _ratio(metrics.response_synthesized, metrics.response_observed)
         if self.kept is not None and ratio > LOST:
             self._go_back(metrics)
             return replace(metrics, returned_to=self.kept.update)
