@@ -85,6 +85,9 @@ def _is_stored(
     if node.op == "get_attr" or all(user in values for user in node.users):
         return False
     sources = origins[node] - {node}
+    made_of = sum(values[source].numel() for source in sources if source.op == "get_attr")
+    if values[node].numel() > _GROWN * max(made_of, _SMALL):
+        return False
     stays = any(user not in values for source in sources for user in source.users)
     # Else it would be stored twice; a runtime computes it once, as it loads the file.
     return repeat_weights or not stays or values[node].numel() <= 16
@@ -105,6 +108,7 @@ def _depends_on_constants_alone(node: fx.Node, values: dict[fx.Node, Tensor]) ->
 
 
 _SMALL: Final = 1024  # values that may be stored where an operator would make them
+_GROWN: Final = 4  # times the values it is made of, beyond which a runtime makes a constant itself
 
 
 def is_random(node: fx.Node) -> bool:

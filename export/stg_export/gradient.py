@@ -213,6 +213,18 @@ def _threshold_backward(grad: Tensor, y: Tensor, threshold: float) -> Tensor:
     return passed
 
 
+def _slice_backward(
+    grad: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int
+) -> Any:
+    """Zeros around it; PyTorch's way is to scatter, which no file of ours may do."""
+    if step != 1:
+        return NotImplemented
+    dim, size = dim % grad.dim(), sizes[dim]
+    start = start + size if start < 0 else start
+    after = size - start - grad.shape[dim]
+    return aten.constant_pad_nd(grad, [*[0, 0] * (grad.dim() - 1 - dim), start, after])
+
+
 def _power(x: Tensor, exponent: float) -> Any:
     if exponent == 1:
         return x
@@ -259,6 +271,7 @@ _DECOMPOSITIONS |= {
 _DECOMPOSITIONS |= {
     aten.convolution_backward.default: _convolution_backward,
     aten.threshold_backward.default: _threshold_backward,
+    aten.slice_backward.default: _slice_backward,
     aten.pow.Tensor_Scalar: _power,
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,

@@ -20,7 +20,9 @@ new video is from Haim et al., "Diverse Generation from a Single Video Made Poss
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +76,7 @@ class Exemplars(Network):
     may_collapse = False  # the filters are given, and far from the clips g may be negative
     clips: Tensor
     never: Tensor
-    times: Tensor
-    copies: Tensor
+    filters: Tensor | None
 
     def __init__(self, spec: ExemplarSpec, channels: int, size: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -90,13 +91,7 @@ class Exemplars(Network):
         moments = torch.arange(count * frames - spec.frames + 1)
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
-        rise = torch.arange(1, spec.frames + 1) * (math.pi / (spec.frames + 1))
-        weights = rise.sin().square()
-        weights = (weights / weights.sum()).repeat_interleave(channels)
-        self.register_buffer("times", weights, persistent=False)
-        # Filter (d, c) copies colour c of frame d.
-        copies = torch.eye(spec.frames * channels).view(-1, spec.frames, channels, 1, 1)
-        self.register_buffer("copies", copies.transpose(1, 2).contiguous(), persistent=False)
+        self.register_buffer("filters", None, persistent=False)
         self.gains = nn.Parameter(torch.ones(height, width))
         self.levels = nn.ModuleList()
         window = spec.window
@@ -106,26 +101,30 @@ class Exemplars(Network):
             window, (height, width) = 2 * spec.stride, level.extent
 
     def see(self, clips: Tensor) -> None:
-        """Take clips, (M, C, T, H, W), model units, for exemplars."""
+        """Take clips, (M, C, T, H, W), model units, for exemplars.
+
+        Their windows are kept then; a network that was loaded cuts them out anew at each use, and
+        so does an exported graph, once, as it is loaded.
+        """
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
-            pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[None, ..., None]
+            pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
             for level in self.levels:
                 assert isinstance(level, Level)
                 pooled = level.pool(pooled)
-                level.size.copy_(pooled[0, ..., None])
+                level.size.copy_(pooled[..., None])
+            self.filters = self._cut_out()
 
     def compared(self, frames: int) -> int:
-        """Values that the gradient of one video of so many frames holds."""
-        channels, _, height, width = self.clips.shape
-        times, moments = frames + self.spec.frames - 1, len(self.never)
-        held = height * width * (moments + self.spec.frames * channels)
-        for level in self.levels:
-            assert isinstance(level, Level)
-            below, (height, width) = width, level.extent
-            # Sums over rows and over both; likeness less its largest, and its exponential.
-            held += height * (below + 4 * width) * moments
-        return times * held
+        """Values that the gradient of one video of so many frames holds at least.
+
+        What is in the windows of clips and video; products, probabilities and their gradient.
+        """
+        channels, count, *_ = self.clips.shape
+        frames += 2 * self.spec.frames - 1
+        first = self._level(0)
+        cut_out = first.weights.numel() * channels * (frames + count)
+        return cut_out + 3 * math.prod(first.extent) * frames * count
 
     def forward(self, x: Tensor, unit_weights: Tensor | None = None) -> Tensor:
         """The sum g of each video.
@@ -146,32 +145,96 @@ class Exemplars(Network):
             total: Tensor = terms.flatten(1).sum(1)
         return total
 
+    def _level(self, number: int) -> Level:
+        level = self.levels[number]
+        assert isinstance(level, Level)
+        return level
+
+    def _cut_out(self) -> Tensor:
+        """The clips' frames in the finest windows, weighed: (H', W', C kh kw, frames)."""
+        first = self._level(0)
+        weights = first.weights.repeat_interleave(len(self.clips), -1)
+        return weights[..., None] * first.cut_out(self.clips.permute(2, 3, 0, 1))
+
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
-        spec, moments = self.spec, len(self.never)
-        each = torch.stack([self.clips[:, d : d + moments] for d in range(spec.frames)])
-        exemplars = each.flatten(0, 1).permute(2, 3, 0, 1)  # (H, W, frames C, U)
-        exemplars = exemplars * self.gains[..., None, None]
-        weighed = exemplars * self.times[:, None]
-        half = 0.5 * (exemplars * weighed).sum(2)[None]  # (1, H, W, U)
-        # The values around each place and time, (N, H, W, T', frames C).
-        around = F.conv3d(x, self.copies, padding=(spec.frames - 1, 0, 0)).permute(0, 3, 4, 2, 1)
-        # Contiguous: PyTorch would multiply other ones matrix by matrix.
-        products = around.contiguous() @ weighed.contiguous()  # (N, H, W, T', U)
-        times = products.shape[3]
-        products = products.flatten(3)
+        spec, first = self.spec, self._level(0)
+        n, _, frames, *_ = x.shape
+        more = spec.frames - 1
+        times, moments = frames + more, len(self.never)
+        # Every frame with every frame, then the sums over as many as a moment has.
+        video = F.pad(x * self.gains, (0, 0, 0, 0, more, more + 1))
+        video = first.cut_out(video.permute(3, 4, 1, 0, 2).flatten(3))
+        filters = self._cut_out() if self.filters is None else self.filters
+        products = video.transpose(2, 3) @ filters  # (H', W', N frames, frames)
+        weights = _hann(spec.frames)
+        products = products.reshape(*first.extent, n, -1, products.shape[-1])
+        products = cast(Tensor, _Moments.apply(products, weights))  # type: ignore[no-untyped-call]
+        squares = 0.5 * (self.clips.square().sum(0) * self.gains.square()).permute(1, 2, 0)
+        parts = [w * squares[..., d : d + moments] for d, w in enumerate(weights)]
+        half = torch.stack(parts).sum(0)
         terms = x.new_zeros(1)
         for share, level in zip(spec.shares, self.levels, strict=True):
             assert isinstance(level, Level)
-            products, half = level.pool(products), level.pool(half)
-            n, height, width, _ = products.shape
-            found = products.reshape(n, height, width, times, moments) - half[..., None, :]
-            likeness = (found / level.size + level.biases + self.never) / spec.temperature
-            # logsumexp, written out: its parts are what the gradient is made of.
-            top = likeness.detach().amax(-1)
-            total = top + (likeness - top[..., None]).exp().sum(-1).log()
-            terms = terms + share * spec.temperature * (total * level.size[..., 0]).sum((1, 2))
-        return terms.reshape(x.shape[0], 1, times, 1, 1)
+            half = level.pool(half)
+            if level is not first:
+                products = level.pool(products.flatten(2))
+                products = products.reshape(*level.extent, n, times, moments)
+            scale = 1 / (spec.temperature * level.size)
+            known = level.biases / spec.temperature + self.never - half[..., None, :] * scale
+            likeness = torch.addcmul(known[..., None, :], products, scale[..., None])
+            total = cast(Tensor, _LogSumExp.apply(likeness))  # type: ignore[no-untyped-call]
+            total = total * level.size[..., None, 0]
+            terms = terms + share * spec.temperature * total.sum((0, 1))
+        return terms.reshape(n, 1, times, 1, 1)
+
+
+class _Moments(torch.autograd.Function):
+    """y[..., t, u] = sum_d weights[d] x[..., t + d, u + d].
+
+    The weights are symmetric, and the last row of x is to spare. Its gradient is the same sum;
+    PyTorch's own, of slices, fills a whole tensor for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Sequence[float]) -> Tensor:
+        ctx.weights = weights
+        return _along(x, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        more = len(ctx.weights) - 1
+        grad = F.pad(grad, (more, more, more, more + 1))
+        return F.pad(_along(grad, ctx.weights), (0, 0, 0, 1)), None
+
+
+def _along(x: Tensor, weights: Sequence[float]) -> Tensor:
+    """See `_Moments`."""
+    # Rows end to end: each part is one stretch, and what ran over the end of a row is cut off.
+    (rows, width), more = x.shape[-2:], len(weights) - 1
+    length = (rows - more - 1) * width
+    x = x.flatten(-2)
+    parts = [x[..., d * (width + 1) :][..., :length] for d in range(len(weights))]
+    middle = more // 2
+    y = weights[middle] * parts[middle]
+    for d in range(middle):
+        y.add_(parts[d] + parts[more - d], alpha=weights[d])
+    return y.reshape(*y.shape[:-1], -1, width)[..., : width - more]
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Over the last axis, by softmax: one pass over what is large, and one for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        chances = x.softmax(-1)
+        ctx.save_for_backward(chances)
+        return x.amax(-1) - chances.amax(-1).log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        chances: Tensor = ctx.saved_tensors[0]
+        return chances * grad[..., None]
 
 
 class Level(nn.Module):
@@ -191,28 +254,62 @@ class Level(nn.Module):
 
     rows: Tensor
     columns: Tensor
+    weights: Tensor
     size: Tensor
 
     def __init__(self, extent: tuple[int, int], window: int, stride: int, moments: int) -> None:
         super().__init__()
-        for name, length in zip(("rows", "columns"), extent, strict=True):
-            self.register_buffer(name, overlapping(length, window, stride), persistent=False)
-        self.extent = (len(self.rows), len(self.columns))
+        rows, columns = (overlapping(length, window, stride) for length in extent)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self.extent, self.stride = (len(rows), len(columns)), stride
+        self.steps = -(-window // stride)
+        ours = (_stretches(w.t(), stride, self.steps).diagonal(0, 0, 2) for w in (rows, columns))
+        high, wide = ours  # (kh, H'), (kw, W')
+        weights = high.t()[:, None, :, None] * wide.t()[:, None, :]
+        self.register_buffer("weights", weights.flatten(2), persistent=False)
         self.register_buffer("size", torch.ones(*self.extent, 1, 1))
         self.biases = nn.Parameter(torch.zeros(*self.extent, 1, moments))
 
+    def cut_out(self, x: Tensor) -> Tensor:
+        """What is in the windows, (H, W, C, K) to (H', W', kh kw C, K)."""
+        y = _stretches(x, self.stride, self.steps).transpose(0, 2)
+        y = _stretches(y.contiguous(), self.stride, self.steps)  # (W', kw, kh, H', C, K)
+        return y.permute(3, 0, 2, 1, 4, 5).flatten(2, 4)
+
     def pool(self, x: Tensor) -> Tensor:
-        """Weighted sums over the windows: (N, H, W, K) to (N, H', W', K)."""
-        n, height, width, depth = x.shape
-        y = self.rows @ x.reshape(n, height, width * depth)
-        return self.columns @ y.reshape(n, len(self.rows), width, depth)
+        """Weighted sums over the windows: (H, W, K) to (H', W', K)."""
+        height, width, depth = x.shape
+        y = self.rows @ x.reshape(height, width * depth)
+        return self.columns @ y.reshape(len(self.rows), width, depth)
+
+
+def _stretches(x: Tensor, stride: int, steps: int) -> Tensor:
+    """What windows of steps * stride see of the first axis, (L, ...) to (windows, seen, ...)."""
+    first, count = _centres(len(x), stride)
+    before = math.floor(stride * steps / 2 - first)
+    padded = (count + steps - 1) * stride
+    x = F.pad(x, (0, 0) * (x.dim() - 1) + (before, padded - before - len(x)))
+    x = x.reshape(-1, stride, *x.shape[1:])
+    return torch.cat([x[j : j + count] for j in range(steps)], 1)
+
+
+def _centres(extent: int, stride: int) -> tuple[float, int]:
+    """Of the windows over an axis: where the first is, and how many there are."""
+    count = (extent + stride - 2) // stride + 1
+    return (extent - 1 - (count - 1) * stride) / 2, count
+
+
+def _hann(length: int) -> list[float]:
+    """Weights over time, which add up to one."""
+    weights = [math.sin(d * math.pi / (length + 1)) ** 2 for d in range(1, length + 1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def overlapping(extent: int, window: int, stride: int) -> Tensor:
     """Hann windows over an axis, (windows, extent); at every position they add up to one."""
-    count = (extent + stride - 2) // stride + 1
-    centres = torch.arange(count, dtype=torch.float64) * stride
-    centres += (extent - 1 - centres[-1]) / 2
+    first, count = _centres(extent, stride)
+    centres = first + stride * torch.arange(count, dtype=torch.float64)
     distance = (torch.arange(extent) - centres[:, None]).abs()
     weights = torch.where(distance < window / 2, (distance * math.pi / window).cos().square(), 0.0)
     return (weights / weights.sum(0)).float()
