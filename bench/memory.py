@@ -103,6 +103,9 @@ TRAININGS: list[tuple[str, dict[str, Any]]] = [
     ("fc-s", {"data.size": (96, 96), "data.mask": "region:20"}),
     ("fc-s", {"data.mask": "salt-pepper:0.5"}),
     ("st", {"data.mask": "region:20"}),
+    ("exemplars", {}),
+    ("exemplars", {"data.size": (96, 96)}),
+    ("exemplars", {"data.frames": 100, "data.window": 50}),
 ]
 
 

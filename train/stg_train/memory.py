@@ -45,9 +45,8 @@ _MEASURES = 40 * MIB
 # An update takes more than is alive at once: the heap is in pieces, and in bf16 oneDNN needs room
 # for gradients of weights (st at 192x192, four chains: 1.22 and 1.3).
 _IN_PIECES = {"fp32": 1.2, "bf16": 1.3}
-# Of exemplars the heap keeps what fits it, tensors below 32 MiB: as measured for clips of 24 to 64
-# frames of 64x64 and 96x96, between .99 and 1.14 of what is used then.
-_KEPT_SHARE, _KEPT_MOST = 1.1, 200 * MIB
+# Of exemplars the heap keeps what fits it, tensors below 32 MiB: as measured (`bench/memory.py`).
+_KEPT_SHARE, _KEPT_MOST = 0.7, 140 * MIB
 _PER_PIXEL = 150  # bytes of an encoder for each pixel of a frame: it looks ahead some forty frames
 
 
