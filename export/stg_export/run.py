@@ -155,9 +155,10 @@ def _export_scale(
         graph_size = Size(frames=graph[0], height=graph[1], width=graph[2])
     means = tuple(float(mean) for mean in checkpoint.mean.reshape(len(checkpoint.mean), -1).mean(1))
     spot, equalizer = None, None
-    if observed is not None and recipe.langevin.first_noise != "white":
+    langevin = recipe.langevin
+    if observed is not None and langevin.first_noise != "white":
         spot = observed.spot_pixels()
-        fitted = observed.spot(recipe.langevin.first_noise).equalizer
+        fitted = observed.spot(langevin.first_noise, langevin.noise_cells).equalizer
         equalizer = None if fitted is None else EqualizerTaps.of(fitted)
     with named_faults(str(folder)):  # before the export, which takes a while
         described = Metadata(
@@ -172,6 +173,7 @@ def _export_scale(
             spot=None if spot is None else pack_spot(spot),
             spot_shape=None if spot is None else spot.shape[:4],
             equalizer=equalizer,
+            noise_cells=recipe.langevin.noise_cells,
             pixel_mean=means,
             mean_image=pack_mean_image(checkpoint.mean) if mean_image else None,
             mean_per_frame=checkpoint.mean.ndim == 4,

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from stg_runtime.equalizer import Equalizer
 from stg_runtime.errors import InputError
 from stg_runtime.langevin import noise_at
-from stg_runtime.spot import Spot
+from stg_runtime.spot import CELLS, MOST_CELLS, Spot
 from stg_runtime.video import to_model
 
 VIDEO = "video"
@@ -157,6 +157,7 @@ class Metadata(_Strict):
         spot: clips that spot noise is made from, packed, or None; see `pack_spot`.
         spot_shape: (M, T, H, W) of these clips.
         equalizer: of the spot noise, or None.
+        noise_cells: of spot noise along time, see `stg_runtime.spot.Spot`.
         pixel_mean: grey levels subtracted per channel; of a mean image, its mean.
         mean_image: grey levels subtracted at each pixel, or None; see `pack_mean_image`.
         mean_per_frame: `mean_image` holds one image for each frame of the graph, a mean video.
@@ -199,6 +200,7 @@ class Metadata(_Strict):
     spot: str | None = None
     spot_shape: tuple[_Count, _Count, _Count, _Count] | None = None
     equalizer: EqualizerTaps | None = None
+    noise_cells: Annotated[int, Field(ge=1, le=MOST_CELLS)] = CELLS
     pixel_mean: Annotated[tuple[_Level, ...], Field(min_length=1, max_length=4)]
     mean_image: str | None = None
     mean_per_frame: bool = False
@@ -290,7 +292,7 @@ class Metadata(_Strict):
         pixels = unpack_spot(self.spot, (*self.spot_shape, self.channels))
         clips = [to_model(clip, self.mean(), self.pixel_scale) for clip in pixels]
         equalizer = None if self.equalizer is None else self.equalizer.equalizer()
-        return Spot(np.stack(clips), self.first_noise, equalizer)
+        return Spot(np.stack(clips), self.first_noise, equalizer, self.noise_cells)
 
     def mean(self) -> NDArray[np.float32]:
         """Grey levels to add back, float32.

@@ -47,8 +47,8 @@ Complex64 = NDArray[np.complex64]
 FADE_FRAMES = 6
 FADE_PIXELS = 12
 # Along time alone, one noise for the whole frame would weigh every frequency the same everywhere in
-# one draw: each of GRID x GRID overlapping cells has its own.
-GRID = 5
+# one draw: each of CELLS x CELLS overlapping cells has its own, unless a clip's places move as one.
+CELLS, MOST_CELLS = 5, 64
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
 GIVEN_NUGGET = 0.1
 GIVEN_STEPS = 40
@@ -79,11 +79,19 @@ class Spot:
         clips: (M, C, T, H, W), model units; each draw follows one of them, taken at random.
         axes: that the noise is convolved along.
         equalizer: see `fitted`; None leaves the spectra as they come.
+        cells: along time, how many cells a row and a column have that a noise of their own moves.
     """
 
-    def __init__(self, clips: Float32, axes: Axes, equalizer: Equalizer | None = None) -> None:
+    def __init__(
+        self,
+        clips: Float32,
+        axes: Axes,
+        equalizer: Equalizer | None = None,
+        cells: int = CELLS,
+    ) -> None:
         assert clips.ndim == 5
         self.axes = axes
+        self.cells = cells
         self.equalizer = equalizer
         over = (2,) if axes == "time" else (2, 3, 4)
         self._mean: Float32 = clips.mean(over, keepdims=True)
@@ -100,15 +108,16 @@ class Spot:
                 clip[:] = equalizer.over_space(equalizer.along_time(clip, "constant"), "constant")
 
     @classmethod
-    def fitted(cls, clips: Float32, axes: Axes, levels: float) -> Spot:
+    def fitted(cls, clips: Float32, axes: Axes, levels: float, cells: int = CELLS) -> Spot:
         """With the equalizer that brings the spectra of its draws to the clips'.
 
         Args:
             clips: see the class.
             axes: see the class.
             levels: grey levels per model unit.
+            cells: see the class.
         """
-        plain = cls(clips, axes)
+        plain = cls(clips, axes, cells=cells)
         chosen = np.linspace(0, len(clips) - 1, min(len(clips), FITTED_CLIPS)).round().astype(int)
         shape = (clips.shape[1], clips.shape[2], clips.shape[3], clips.shape[4])
         rng = np.random.default_rng(FITTED_SEED)
@@ -118,7 +127,7 @@ class Spot:
             clip = int(np.argmax(noise[: plain.count]))
             made.append(luminance(plain.make(noise, shape) - plain._mean[clip]))
         observed = [luminance(clips[i] - plain._mean[i]) for i in chosen]
-        return cls(clips, axes, fit(observed, made, levels))
+        return cls(clips, axes, fit(observed, made, levels), cells)
 
     def evened(self) -> Spot:
         """Noise of the clips without what stands still in them, for `given`.
@@ -154,7 +163,7 @@ class Spot:
         if self.axes == "space-time":
             return extra + math.prod(self.torus(shape, wrap))
         length = shape[1] if wrap[0] else shape[1] + self._clips.shape[2] - 1
-        return extra + GRID * GRID * length
+        return extra + self.cells**2 * length
 
     def make(
         self,
@@ -279,7 +288,7 @@ class Spot:
             _convolve(spot, rest.reshape(torus), made, room=room)
         else:
             assert shape[2:] == spot.shape[2:]
-            self._along_time(spot, rest.reshape(GRID * GRID, -1), made, wrap[0])
+            self._along_time(spot, rest.reshape(self.cells**2, -1), made, wrap[0])
         made += mean
         return made
 
@@ -465,7 +474,7 @@ class Spot:
         """Blocks before the equalizer, without their mean, and that mean."""
         count, before = len(self._clips), self._clips.shape[2] - 1
         # Noise of one frame: a value for each cell, or for each place of a torus of H and W.
-        frame: tuple[int, ...] = (GRID * GRID,)
+        frame: tuple[int, ...] = (self.cells**2,)
         if self.axes == "space-time":
             frame = self.torus(shape, NO_WRAP)[1:]
         values = math.prod(frame)
@@ -522,15 +531,14 @@ class Spot:
         own = luminance(self._clips[clip])
         return np.asarray(np.sqrt((own * own).sum(0)), np.float32)
 
-    @staticmethod
-    def _along_time(spot: Float32, noise: Float32, out: Float32, loop: bool) -> None:
+    def _along_time(self, spot: Float32, noise: Float32, out: Float32, loop: bool) -> None:
         (_, T, H, W), frames = out.shape, spot.shape[1]
         if loop:
             noise = np.resize(noise.T, (T + frames - 1, len(noise))).T
         out[:] = 0
-        rows, columns = cells(H), cells(W)
+        rows, columns = cell_weights(H, self.cells), cell_weights(W, self.cells)
         for cell, values in enumerate(noise):
-            down, across = rows[cell // GRID], columns[cell % GRID]
+            down, across = rows[cell // self.cells], columns[cell % self.cells]
             ys, xs = np.flatnonzero(down), np.flatnonzero(across)
             if not len(ys) or not len(xs):
                 continue  # a frame of fewer pixels than cells
@@ -609,10 +617,10 @@ def _fade(size: int, length: int) -> Float32:
     return np.asarray(fade / np.sqrt((fade**2).mean()), np.float32)
 
 
-def cells(size: int) -> NDArray[np.float32]:
-    """Weights of GRID overlapping cells of a row, (GRID, size); their squares sum to 1."""
-    place = np.linspace(0, GRID - 1, size) if size > 1 else np.zeros(1)
-    distance = np.abs(place - np.arange(GRID)[:, None])
+def cell_weights(size: int, cells: int) -> NDArray[np.float32]:
+    """Weights of overlapping cells of a row, (cells, size); their squares sum to 1."""
+    place = np.linspace(0, cells - 1, size) if size > 1 else np.zeros(1)
+    distance = np.abs(place - np.arange(cells)[:, None])
     return np.where(distance < 1, np.cos(np.pi / 2 * distance), 0).astype(np.float32)
 
 

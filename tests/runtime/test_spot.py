@@ -35,9 +35,9 @@ def test_the_mean_is_the_clips(axes: Axes, wrap: Wrap) -> None:
 
 
 def test_covariance_along_time_is_the_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRID", 1)  # one noise for all places: the covariances are exact
     monkeypatch.setattr(module, "_fade", lambda size, length: np.ones(size, np.float32))
-    A = matrix(Spot(CLIP, "time"), SHAPE, (False,) * 3)
+    # One noise for all places: the covariances are exact.
+    A = matrix(Spot(CLIP, "time", cells=1), SHAPE, (False,) * 3)
     found = (A @ A.T).reshape(*SHAPE, *SHAPE)
     u = (CLIP - CLIP.mean(2, keepdims=True))[0].astype(float)
     for lag in range(7):

@@ -7,7 +7,7 @@ import pytest
 from support import refused, run
 
 from stg_runtime.errors import InputError
-from stg_train.choose import choose
+from stg_train.choose import COHERENT_FRAMES, choose, coherence
 from stg_train.sea import Sea
 
 
@@ -35,6 +35,35 @@ def test_a_texture_is_free_in_space_and_a_scene_is_not(clips: Path, clip: str, r
     # As long as the clip, and windows shorter than it; what was asked for stays.
     assert (chosen.recipe.data.frames, chosen.recipe.data.window) == (40, 26)
     assert chosen.recipe.seed == 4
+
+
+def test_places_that_move_as_one_share_their_noise(clips: Path, tmp_path: Path) -> None:
+    path = str(clips / "lamp.npy")
+    chosen = choose([path], overrides={"data.videos": [path]})
+    assert chosen.recipe.langevin.noise_cells == 1 and "move as one" in chosen.why
+    # Sixteen lamps, each on its own.
+    lamp = np.load(path)[:, 24:56, 14:46].astype(np.float32)
+    rng = np.random.default_rng(1)
+    wall = np.full((40, 64, 64, 3), 30.0)
+    for y, x in ((y, x) for y in range(0, 64, 16) for x in range(0, 64, 16)):
+        wall[:, y : y + 16, x : x + 16] = lamp[rng.permutation(40), ::2, ::2]
+    path = str(tmp_path / "wall.npy")
+    np.save(path, wall.astype(np.uint8))
+    chosen = choose([path], overrides={"data.videos": [path]})
+    assert chosen.recipe.langevin.noise_cells == 5 and "own behaviour" in chosen.why
+
+
+def test_coherence_is_the_share_of_movement_that_goes_together() -> None:
+    rng = np.random.default_rng(0)
+    rough = rng.uniform(0, 255, (1, 200, 48, 32, 1)).astype(np.uint8)
+    assert coherence(rough) < 0.02
+    light = rng.uniform(0.2, 1, (1, 200, 1, 1, 1)) * rng.uniform(50, 255, (1, 1, 48, 32, 1))
+    assert coherence(light.astype(np.uint8)) > 0.95
+    assert coherence(np.concatenate([rough, light.astype(np.uint8)])) == pytest.approx(
+        0.5, abs=0.03
+    )
+    assert coherence(light[:, : COHERENT_FRAMES - 1].astype(np.uint8)) == 0
+    assert coherence(np.full((1, 30, 48, 32, 1), 7, np.uint8)) == 0
 
 
 def test_denoising_has_recipes_of_its_own(clips: Path) -> None:

@@ -49,6 +49,16 @@ def test_it_is_numpys(axes: Axes, clip: tuple, shape: Shape, equalized: bool) ->
         np.testing.assert_allclose(found, expected, atol=3e-5 * float(np.abs(expected).max()))
 
 
+def test_cells_are_numpys() -> None:
+    shape = (3, 17, 9, 11)
+    noise = np.random.default_rng(1).standard_normal(10_000).astype(np.float32)
+    for cells in (1, 2, 7):
+        spot = Spot(clips((1, 3, 12, 9, 11)), "time", cells=cells)
+        drawn = noise[: spot.noise_size(shape)]
+        found = TorchSpot(spot, torch.device("cpu")).make(torch.from_numpy(drawn), shape)
+        np.testing.assert_allclose(found.numpy(), spot.make(drawn, shape), atol=1e-4)
+
+
 class _Operators(TorchDispatchMode):
     KINDS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 

@@ -248,7 +248,7 @@ class Learner:
         self.choice = torch.Generator().manual_seed(recipe.seed)
         self.noise.begin(0)
         kind = recipe.langevin.first_noise
-        self.spot = None if kind == "white" else observed.spot(kind)
+        self.spot = None if kind == "white" else observed.spot(kind, recipe.langevin.noise_cells)
         self._spot = None if self.spot is None else TorchSpot(self.spot, self.device)
         coarser = recipe.coarser()
         self.coarser: Learner | None = None

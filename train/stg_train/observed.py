@@ -29,7 +29,7 @@ from stg_runtime.clip_checks import (
 from stg_runtime.errors import InputError
 from stg_runtime.fill import interpolate_in_time
 from stg_runtime.grids import halve_pixels
-from stg_runtime.spot import Axes, Spot
+from stg_runtime.spot import CELLS, Axes, Spot
 from stg_runtime.video import (
     Frames,
     count_clips,
@@ -126,10 +126,10 @@ class Observed:
         masks = self.observed_mask[index, : frames.shape[1]]
         return np.stack([_interpolated(*pair) for pair in zip(chosen, masks, strict=True)])
 
-    def spot(self, axes: Axes) -> Spot:
-        """Makes first noise with the clips' covariance and power spectra."""
+    def spot(self, axes: Axes, cells: int = CELLS) -> Spot:
+        """Makes first noise with the clips' covariance and power spectra, see `Spot`."""
         clips = [to_model(clip, self.mean, self.scale) for clip in self.spot_pixels()]
-        return Spot.fitted(np.stack(clips), axes, self.scale)
+        return Spot.fitted(np.stack(clips), axes, self.scale, cells)
 
 
 def _interpolated(frames: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -27,6 +27,7 @@ from stg_runtime.errors import InputError
 from stg_runtime.files import atomic_write_text, check_regular
 from stg_runtime.grids import FACTOR, check_scales, coarser_seed
 from stg_runtime.langevin import noise_at
+from stg_runtime.spot import CELLS, MOST_CELLS
 from stg_train.descriptor import ConvSpec
 from stg_train.exemplars import ExemplarSpec
 
@@ -324,6 +325,8 @@ class Langevin(_Section):
         first_noise: "white", or spot noise with the clips' own covariance: along "time" for scenes
             in which every place has its own behaviour, along "space-time" for textures that look
             alike everywhere; see `stg_runtime.spot`.
+        noise_cells: along time, how many cells across and down the frame have noise of their own;
+            1 where the whole scene moves as one, as its light does.
         init_std: of white first noise, model units.
         chains: how many are walked together.
     """
@@ -334,6 +337,7 @@ class Langevin(_Section):
     noise_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     n_steps: _Count = 20
     first_noise: Literal["white", "time", "space-time"] = "white"
+    noise_cells: Annotated[int, Field(ge=1, le=MOST_CELLS)] = CELLS
     init_std: _NonNegative = 1.0
     chains: Annotated[int, Field(ge=1, le=4096)] = 1
 
@@ -497,6 +501,8 @@ class Recipe(_Section):
                 'langevin.first_noise = "time" is of one frame size, needs pixels.mean = "image" '
                 'or a spatially full layer; "space-time" is for networks that are free in space'
             )
+        if self.langevin.noise_cells != CELLS and self.langevin.first_noise != "time":
+            raise ValueError('langevin.noise_cells is of langevin.first_noise = "time" alone')
         if self.langevin.first_noise != "white" and self.pixels.mean == "video":
             raise ValueError('pixels.mean = "video" needs langevin.first_noise = "white"')
         return self

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stg_runtime.kriging import smooth_size
-from stg_runtime.spot import LEAST_DEVIATION, NO_WRAP, Shape, Spot, cells, luminance_weights
+from stg_runtime.spot import LEAST_DEVIATION, NO_WRAP, Shape, Spot, cell_weights, luminance_weights
 
 
 class TorchSpot:
@@ -34,7 +34,7 @@ class TorchSpot:
         self._means = stacked([spot.clip(i)[0] for i in indices])
         self._clips = stacked([spot.clip(i)[1] for i in indices])  # (M, C, frames, H, W)
         if spot.axes == "time":
-            down, across = (cells(extent) for extent in self._clips.shape[3:])
+            down, across = (cell_weights(size, spot.cells) for size in self._clips.shape[3:])
             self._windows = stacked([np.multiply.outer(a, b) for a in down for b in across])
             self._colours = stacked([spot.colours(i) for i in indices])
             least = np.float32(LEAST_DEVIATION)

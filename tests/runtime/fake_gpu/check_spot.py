@@ -79,6 +79,16 @@ def test_it_is_the_processors(
         assert float(row.std()) > 0.1
 
 
+@pytest.mark.parametrize("cells", [1, 2, 7])
+def test_cells_are_the_processors(device: CudaDevice, started: list, cells: int) -> None:
+    spot, shape = Spot(a_clip((1, 3, 8, 9, 10)), "time", cells=cells), (3, 11, 9, 10)
+    chains = DeviceChains(Spring(device), (1, *shape))
+    started.append(chains)
+    chains.start(seed=1, numbers=[2], init_std=1.0, spot=spot)
+    expected = first_noise(spot, shape, seed=1, number=2, init_std=1.0)
+    np.testing.assert_allclose(chains.read()[0], expected, atol=1e-4)
+
+
 def test_a_video_of_more_lines_than_a_grid_has_rows(device: CudaDevice, started: list) -> None:
     taps = Equalizer(np.array([0.25, 0.5, 0.25], np.float32), np.ones((1, 1), np.float32))
     spot, shape = Spot(a_clip((1, 3, 5, 2, 2)), "time", taps), (3, 22_000, 2, 2)

@@ -321,9 +321,10 @@ struct Along {
 // The noise at one place: that of the four cells around it.
 STG_DEVICE float stg_cells(const Along *a, const float *row, const float *column, u32 tau) {
   const float *n = a->noise + ((u32)row[0] * a->grid + (u32)column[0]) * a->length + tau;
-  float above = n[0] * column[1] + n[a->length] * column[2];
-  n += a->grid * a->length;
-  float below = n[0] * column[1] + n[a->length] * column[2];
+  u32 next = a->grid > 1 ? a->length : 0;  // one cell has no neighbour
+  float above = n[0] * column[1] + n[next] * column[2];
+  n += a->grid * next;
+  float below = n[0] * column[1] + n[next] * column[2];
   return above * row[1] + below * row[2];
 }
 

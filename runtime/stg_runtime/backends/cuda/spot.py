@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stg_runtime.backends.cuda.device import MOST_ROWS, THREADS, CudaDevice, pointer, total
 from stg_runtime.langevin import INITIAL, Float32, standard_normal
-from stg_runtime.spot import GRID, Shape, Spot, Wrap, cells, folded, luminance_weights
+from stg_runtime.spot import Shape, Spot, Wrap, cell_weights, folded, luminance_weights
 
 _RADICES: Final = (9, 8, 5, 4, 3, 2)
 """Those that langevin.cu has a butterfly in registers for."""
@@ -140,8 +140,9 @@ class DeviceSpot:
         _, _, H, W = self._shape
         length = self.spot.noise_size(self._shape, wrap=self.wrap) - self.spot.count
         self._noise = self._allocate(4 * length)
-        self._length = length // GRID**2
-        self._rows, self._columns = (self._uploaded(_corners(extent)) for extent in (H, W))
+        self._length = length // self.spot.cells**2
+        corners = (_corners(extent, self.spot.cells) for extent in (H, W))
+        self._rows, self._columns = (self._uploaded(corner) for corner in corners)
         self._weights = self._uploaded(luminance_weights(self._shape[0]))
         if self.spot.equalizer is not None:
             self._filtered = self._allocate(4 * math.prod(self._shape))
@@ -151,10 +152,12 @@ class DeviceSpot:
     def _along_time(self, x: int, seed: int, number: int, clip: int) -> None:
         C, T, H, W = self._shape
         spot, colours, mean, spread = self._loaded(clip)
-        self._draw(self._noise, seed, number, self._length * GRID**2, stride=1)
+        self._draw(self._noise, seed, number, self._length * self.spot.cells**2, stride=1)
         frames = self.spot.clip(clip)[1].shape[1]
         addresses = (self._noise, spot, colours, mean, spread, self._rows, self._columns)
-        along = _Along(*addresses, self._weights, C, T, H, W, frames, GRID, self._length, 0)
+        along = _Along(
+            *addresses, self._weights, C, T, H, W, frames, self.spot.cells, self._length, 0
+        )
         self._device.launch("stg_along", self._rows_of(C * -(-T // 8)), pointer(x), along)
         self._device.launch("stg_colour", self._rows_of(T), pointer(x), along)
         equalizer = self.spot.equalizer
@@ -304,9 +307,11 @@ def _roots(n: int) -> Float32:
     return np.ascontiguousarray(np.stack([turns.real, turns.imag], 1), np.float32)
 
 
-def _corners(extent: int) -> Float32:
+def _corners(extent: int, cells: int) -> Float32:
     """For each place of a row the first of the two cells it lies in, and their weights."""
-    weights = cells(extent)
-    first = np.minimum((weights > 0).argmax(0), GRID - 2)
+    weights = cell_weights(extent, cells)
+    if cells == 1:  # the kernel takes it twice
+        weights = np.concatenate([weights, np.zeros_like(weights)])
+    first = np.minimum((weights > 0).argmax(0), len(weights) - 2)
     place = np.arange(extent)
     return np.stack([first, weights[first, place], weights[first + 1, place]], 1).astype(np.float32)
