@@ -216,11 +216,12 @@ def _threshold_backward(grad: Tensor, y: Tensor, threshold: float) -> Tensor:
 def _slice_backward(
     grad: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int
 ) -> Any:
-    """Zeros around it; PyTorch's way is to scatter, which no file of ours may do."""
-    if step != 1:
+    """Zeros around it, on an axis of one size; PyTorch's way is to scatter."""
+    dim = dim % grad.dim()
+    size = sizes[dim]
+    # Of a free axis a bound may lie beyond the end at another size than the traced one.
+    if step != 1 or isinstance(size, torch.SymInt) or not 0 <= start <= size:
         return NotImplemented
-    dim, size = dim % grad.dim(), sizes[dim]
-    start = start + size if start < 0 else start
     after = size - start - grad.shape[dim]
     return aten.constant_pad_nd(grad, [*[0, 0] * (grad.dim() - 1 - dim), start, after])
 

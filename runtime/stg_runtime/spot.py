@@ -48,7 +48,7 @@ FADE_FRAMES = 6
 FADE_PIXELS = 12
 # Along time alone, one noise for the whole frame would weigh every frequency the same everywhere in
 # one draw: each of CELLS x CELLS overlapping cells has its own, unless a clip's places move as one.
-CELLS, MOST_CELLS = 5, 64
+CELLS, MOST_CELLS = 5, 8
 # `Spot.given`: share of the variance by which known values may be missed, and most steps there.
 GIVEN_NUGGET = 0.1
 GIVEN_STEPS = 40

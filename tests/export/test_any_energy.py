@@ -39,6 +39,7 @@ ENERGIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         Function(lambda x: F.pad(x, (1, 1), mode="circular").sin().sum((1, 2))),
         (2, 3, 9),
     ),
+    "slices": (Function(lambda x: (x[..., -99:-2] * x[..., 2:11]).sin().sum((1, 2))), (2, 3, 9)),
     "attention": (Attending(16), (2, 6, 16)),
     "half a square": (Function(lambda x: 0.5 * x.square().sum(1)), (3, 5)),
     "normalized weights": (
@@ -48,7 +49,7 @@ ENERGIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
-WITHOUT_PRODUCTS = ("total variation", "circular padding", "half a square")
+WITHOUT_PRODUCTS = ("total variation", "circular padding", "half a square", "slices")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,18 @@ def test_batch_alone_may_be_free(tmp_path: Path) -> None:
     assert {parity.shape[0] for parity in found} > {1, 3}
     x = np.random.default_rng(1).standard_normal((7, 6), np.float32)
     assert error(run(path, x)[1], autograd(energy, x)[1]) < 1e-5
+
+
+def test_slices_of_a_free_axis_are_cut_at_every_length(tmp_path: Path) -> None:
+    def ends(x: torch.Tensor) -> torch.Tensor:
+        return (x[:, :, :5].square().sum(2) + x[:, :, -5:].sin().sum(2)).sum((1, 2, 3))
+
+    path, energy = tmp_path / "energy.onnx", Function(ends)
+    options = {"example_shape": (1, 2, 20, 3, 4), "free_axes": ("T",), "min_size": (1,)}
+    export_energy_grad(energy, path, **options)
+    for frames in (1, 3, 5, 8, 31, 60):
+        x = np.random.default_rng(frames).standard_normal((1, 2, frames, 3, 4), np.float32)
+        assert error(run(path, x)[1], autograd(energy, x)[1]) < 1e-5
 
 
 def coupled(x: torch.Tensor) -> torch.Tensor:

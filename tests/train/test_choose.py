@@ -7,7 +7,7 @@ import pytest
 from support import refused, run
 
 from stg_runtime.errors import InputError
-from stg_train.choose import COHERENT_FRAMES, choose, coherence
+from stg_train.choose import AS_ONE, COHERENT_FRAMES, choose, coherence
 from stg_train.sea import Sea
 
 
@@ -41,6 +41,10 @@ def test_places_that_move_as_one_share_their_noise(clips: Path, tmp_path: Path) 
     path = str(clips / "lamp.npy")
     chosen = choose([path], overrides={"data.videos": [path]})
     assert chosen.recipe.langevin.noise_cells == 1 and "move as one" in chosen.why
+    asked = {"data.videos": [path], "langevin.noise_cells": 3}
+    assert choose([path], overrides=asked).recipe.langevin.noise_cells == 3
+    asked = {"data.videos": [path], "langevin.first_noise": "white"}
+    assert choose([path], overrides=asked).recipe.langevin.first_noise == "white"
     # Sixteen lamps, each on its own.
     lamp = np.load(path)[:, 24:56, 14:46].astype(np.float32)
     rng = np.random.default_rng(1)
@@ -64,6 +68,19 @@ def test_coherence_is_the_share_of_movement_that_goes_together() -> None:
     )
     assert coherence(light[:, : COHERENT_FRAMES - 1].astype(np.uint8)) == 0
     assert coherence(np.full((1, 30, 48, 32, 1), 7, np.uint8)) == 0
+
+
+@pytest.mark.parametrize("frames", [24, 64])
+def test_slow_places_are_not_coherent_by_chance(frames: int) -> None:
+    rng = np.random.default_rng(2)
+    weights = np.exp(-(np.arange(-15, 16) ** 2) / 2 / 25)
+    rough = rng.standard_normal((frames + 30, 256))
+    slow = np.apply_along_axis(np.convolve, 0, rough, weights, "valid").reshape(-1, 16, 16)
+    for moving, as_one in ((slow, False), (np.broadcast_to(slow[:, :1, :1], slow.shape), True)):
+        video = 120 + 20 * moving / moving.std()
+        video = video.repeat(4, 1).repeat(4, 2).clip(0, 255).astype(np.uint8)[None, ..., None]
+        assert (coherence(video) > AS_ONE) is as_one
+    assert coherence(video[:, :, ::4, ::4].repeat(32, 2).repeat(32, 3)) > 0.9  # 512x512
 
 
 def test_denoising_has_recipes_of_its_own(clips: Path) -> None:

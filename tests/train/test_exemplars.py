@@ -74,6 +74,10 @@ def test_the_energy_is_what_the_formula_says() -> None:
     made, seen = network()
     for level in levels(made):
         torch.nn.init.normal_(level.biases, 0, 0.1, generator=torch.Generator().manual_seed(5))
+    torch.nn.init.normal_(made.gains, 1.2, 0.1, generator=torch.Generator().manual_seed(6))
+    gained = seen[0] * made.gains.detach()
+    gained = torch.minimum(gained, seen[0].amax(1, keepdim=True))
+    gained = torch.maximum(gained, seen[0].amin(1, keepdim=True))
     x = torch.randn(1, 3, 6, 10, 13, dtype=torch.float64)
     times = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
     padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 2, 2))
@@ -90,7 +94,7 @@ def test_the_energy_is_what_the_formula_says() -> None:
                 for t in range(8):
                     found = []
                     for u in range(7):
-                        c, part = seen[0, :, u : u + 3], padded[:, t : t + 3]
+                        c, part = gained[:, u : u + 3], padded[:, t : t + 3]
                         each = (part * c - 0.5 * c * c).sum(0) * times[:, None, None] * weight
                         found.append(each.sum() / size + level.biases[i, j, 0, u])
                     tau = SPEC.temperature
@@ -125,6 +129,26 @@ def test_no_moment_is_of_two_clips() -> None:
     alone, _ = network(clips=1, frames=5)
     assert len(made.never) == 8 and int((made.never < 0).sum()) == 2
     assert (alone.never == 0).all()
+
+
+def test_moments_of_two_clips_are_out_at_any_temperature() -> None:
+    made = Exemplars(replace(SPEC, temperature=0.001), 3, (2, 9, 10, 13))
+    clips = 0.1 * torch.randn(2, 3, 9, 10, 13)
+    clips[0, :, -1] = clips[1, :, 0] = 3.0
+    made.see(clips)
+    bright = torch.full((1, 3, 2, 10, 13), 3.0)
+    before = made(bright).item()
+    made.never[made.never < 0] *= 100
+    assert made(bright).item() == pytest.approx(before)
+
+
+def test_other_clips_are_other_filters() -> None:
+    made, seen = network()
+    made(seen)
+    other, _ = network()
+    other.see(2 * seen)
+    made.load_state_dict(other.state_dict())
+    assert made(seen).item() == pytest.approx(other(seen).item())
 
 
 def test_pieces_make_the_whole() -> None:

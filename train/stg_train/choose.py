@@ -34,12 +34,11 @@ FAR = 2.0
 DRAWS = 2
 SEED = 0
 LEAST_WINDOW = 8
-# Of `coherence`, from which on a scene's places move as one: neon tubes read .67, the light of a
-# candle .48, boiling water .24, fire, smoke, flags, rain and waterfalls .2 and less.
-AS_ONE = 0.35
-# Fewer frames leave correlations to chance.
-COHERENT_FRAMES = 24
-BLOCK = 4  # pixels of the squares that `coherence` is taken between
+# Of `coherence`, from which on a scene's places move as one: neon tubes read .65, the light of a
+# candle .46, boiling water .15, fire, smoke, flags, rain and waterfalls less than .07.
+AS_ONE = 0.3
+COHERENT_FRAMES = 16  # of fewer, nothing is said
+BLOCKS = 16  # squares along the shorter side of a frame, that `coherence` is taken between
 # Recipes for one scene and for textures alike everywhere, where a regime is asked for that needs
 # its own.
 _RECIPES = {"denoising": ("denoising", "denoising-st"), "multi-grid": ("fc-s", "st")}
@@ -95,6 +94,7 @@ def choose(
         return Choice(time, "with a mask nothing is measured beforehand")
     if time.data.frames < MIN_FRAMES:
         return Choice(time, f"{time.data.frames} frames are too few to measure")
+    cells = given.pop("langevin.noise_cells", None)  # none along space and time
     space = load_recipe(free, scale=scale, overrides=given)
     with _observed(time) as observed:
         along_time, together = _score(observed, "time"), coherence(observed.pixels)
@@ -108,7 +108,7 @@ def choose(
     )
     if everywhere <= min(FREE_IN_SPACE * along_time, FAR):
         return Choice(space, f"it looks alike everywhere ({figures})")
-    if together < AS_ONE or located != "exemplars":
+    if together < AS_ONE or time.langevin.first_noise != "time" or cells is not None:
         return Choice(time, f"every place has its own behaviour ({figures})")
     time = load_recipe(located, scale=scale, overrides=given | {"langevin.noise_cells": 1})
     return Choice(time, f"its places move as one ({together:.2g} of 1; {figures})")
@@ -117,30 +117,38 @@ def choose(
 def coherence(clips: NDArray[np.uint8]) -> float:
     """Share of the movement at one place that goes with that of a place a third of a frame off.
 
-    Squared correlations of brightness over time, weighted by how much the places move.
+    Squared correlations of brightness over time, weighted by how much the places move, less what
+    chance makes of places that have nothing in common: they move slowly, and the clip is short.
 
     Args:
         clips: (M, T, H, W, C), grey levels.
 
     Returns:
-        0 to 1; 0 for fewer than `COHERENT_FRAMES` frames.
+        At most 1; about 0 for places that have nothing in common, and for a few frames.
     """
     _, frames, height, width, _ = clips.shape
     if frames < COHERENT_FRAMES:
         return 0.0
-    rows, columns = height // BLOCK, width // BLOCK
+    block = max(1, min(height, width) // BLOCKS)
+    rows, columns = height // block, width // block
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    apart = np.hypot(y[:, None] - y, x[:, None] - x) * block * 3 / min(height, width)
     found = []
     for clip in clips:
-        grey = clip[:, : rows * BLOCK, : columns * BLOCK].mean(-1, dtype=np.float32)
-        grey = grey.reshape(frames, rows, BLOCK, columns, BLOCK).mean((2, 4)).reshape(frames, -1)
+        grey = clip[:, : rows * block, : columns * block].mean(-1, dtype=np.float32)
+        grey = grey.reshape(frames, rows, block, columns, block).mean((2, 4)).reshape(frames, -1)
         moved = grey - grey.mean(0)
         spread = np.sqrt(np.square(moved).mean(0))
         moved /= np.sqrt(np.square(spread) + 1)  # what hardly moves has no correlation
-        y, x = np.divmod(np.arange(rows * columns), columns)
-        apart = np.hypot(y[:, None] - y, x[:, None] - x) * BLOCK * 3 / min(height, width)
         weights = np.outer(spread, spread) * ((apart > 0.9) & (apart < 1.3))
-        together = np.square(moved.T @ moved / frames)
-        found.append(float((weights * together).sum() / max(weights.sum(), 1e-9)))
+        squares = np.square(moved.T @ moved / frames)
+        # Of independent places, the sum over lags of the product of their autocorrelations.
+        power = np.square(np.abs(np.fft.rfft(moved, 2 * frames, axis=0)))
+        own = np.fft.irfft(power, axis=0) / frames
+        chance = own.T @ own / frames
+        weight = max(float(weights.sum()), 1e-9)
+        together, alone = ((weights * of).sum() / weight for of in (squares, chance))
+        found.append(float((together - alone) / max(1 - alone, 1e-9)))
     return sum(found) / len(found)
 
 

@@ -4,13 +4,14 @@ g(x) = sum over levels, windows v and times t of share * m e tau log sum_u exp(r
 
     r_vtu = (<x, c_u> - |c_u|^2 / 2) / (m e) + b_vu
 
-compares the video around (t, v) with moment u of the clips at the same place, times a gain, both
-seen through the window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of
-one layer whose filters are the clips themselves, with log-sum-exp over the filters in place of the
-ReLU. The windows' weights add up to one, so dE/dx = (x - mean of the likely moments) / sigma^2:
-each piece of the energy is a Gaussian around an arrangement of exemplars. What is learned, by
-analysis by synthesis, are the biases b, so that a moment that the chains use too rarely becomes
-likelier, and the gain at each place, which makes up for what chains lose where moments are blended.
+compares the video around (t, v) with moment u of the clips at the same place, times a gain but
+within what the clips show there, both seen through the window's weights (mass m; e is the clips'
+mean square in it). It is a ConvNet of one layer whose filters are the clips themselves, with
+log-sum-exp over the filters in place of the ReLU. The windows' weights add up to one, so
+dE/dx = (x - mean of the likely moments) / sigma^2: each piece of the energy is a Gaussian around an
+arrangement of exemplars. What is learned, by analysis by synthesis, are the biases b, so that a
+moment that the chains use too rarely becomes likelier, and the gain at each place, which makes up
+for what chains lose where moments are blended.
 
 Source: Xie, Lu, Zhu, Wu, "A Theory of Generative ConvNet", ICML 2016 (piecewise Gaussian, filters
 as means of the pieces); that patches of one video, coarse and fine, chosen anew from noise, make
@@ -27,6 +28,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stg_runtime.errors import InputError
 from stg_train.descriptor import Network
@@ -76,7 +78,6 @@ class Exemplars(Network):
     may_collapse = False  # the filters are given, and far from the clips g may be negative
     clips: Tensor
     never: Tensor
-    filters: Tensor | None
 
     def __init__(self, spec: ExemplarSpec, channels: int, size: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Exemplars(Network):
         moments = torch.arange(count * frames - spec.frames + 1)
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
-        self.register_buffer("filters", None, persistent=False)
+        self._kept: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
         self.gains = nn.Parameter(torch.ones(height, width))
         self.levels = nn.ModuleList()
         window = spec.window
@@ -101,11 +102,7 @@ class Exemplars(Network):
             window, (height, width) = 2 * spec.stride, level.extent
 
     def see(self, clips: Tensor) -> None:
-        """Take clips, (M, C, T, H, W), model units, for exemplars.
-
-        Their windows are kept then; a network that was loaded cuts them out anew at each use, and
-        so does an exported graph, once, as it is loaded.
-        """
+        """Take clips, (M, C, T, H, W), model units, for exemplars."""
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
             pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
@@ -113,7 +110,6 @@ class Exemplars(Network):
                 assert isinstance(level, Level)
                 pooled = level.pool(pooled)
                 level.size.copy_(pooled[..., None])
-            self.filters = self._cut_out()
 
     def compared(self, frames: int) -> int:
         """Values that the gradient of one video of so many frames holds at least.
@@ -150,11 +146,33 @@ class Exemplars(Network):
         assert isinstance(level, Level)
         return level
 
-    def _cut_out(self) -> Tensor:
-        """The clips' frames in the finest windows, weighed: (H', W', C kh kw, frames)."""
+    def _exemplars(self) -> tuple[Tensor, Tensor]:
+        """What a video is compared with.
+
+        The filters are many times the clips. In training they are kept from step to step of a walk;
+        a file holds the clips, and who runs it makes the filters once.
+
+        Returns:
+            The frames in the finest windows, weighed, (H', W', kh kw C, frames); and half of each
+            moment's square there, (H', W', moments).
+        """
+        keep = self.training and not self.gains.requires_grad and not torch.compiler.is_compiling()
+        versions = (self.clips._version, self.gains._version)
+        if keep and self._kept is not None and self._kept[0] == versions:
+            return self._kept[1]
         first = self._level(0)
-        weights = first.weights.repeat_interleave(len(self.clips), -1)
-        return weights[..., None] * first.cut_out(self.clips.permute(2, 3, 0, 1))
+        # No darker and no brighter than the clips ever are at a place: what is white there would be
+        # beyond white, and cut off.
+        darkest, brightest = self.clips.amin(1, keepdim=True), self.clips.amax(1, keepdim=True)
+        frames = (self.clips * self.gains).maximum(darkest).minimum(brightest)
+        weights = first.weights.repeat_interleave(len(frames), -1)
+        filters = weights[..., None] * first.cut_out(frames.permute(2, 3, 0, 1))
+        squares, moments = 0.5 * frames.square().sum(0).permute(1, 2, 0), len(self.never)
+        over_time = enumerate(_hann(self.spec.frames))
+        half = torch.stack([w * squares[..., d : d + moments] for d, w in over_time]).sum(0)
+        made = (filters, first.pool(half))
+        self._kept = (versions, made) if keep else None
+        return made
 
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
@@ -163,25 +181,22 @@ class Exemplars(Network):
         more = spec.frames - 1
         times, moments = frames + more, len(self.never)
         # Every frame with every frame, then the sums over as many as a moment has.
-        video = F.pad(x * self.gains, (0, 0, 0, 0, more, more + 1))
+        video = F.pad(x, (0, 0, 0, 0, more, more + 1))
         video = first.cut_out(video.permute(3, 4, 1, 0, 2).flatten(3))
-        filters = self._cut_out() if self.filters is None else self.filters
+        filters, half = self._exemplars()
         products = video.transpose(2, 3) @ filters  # (H', W', N frames, frames)
-        weights = _hann(spec.frames)
         products = products.reshape(*first.extent, n, -1, products.shape[-1])
+        weights = _hann(spec.frames)
         products = cast(Tensor, _Moments.apply(products, weights))  # type: ignore[no-untyped-call]
-        squares = 0.5 * (self.clips.square().sum(0) * self.gains.square()).permute(1, 2, 0)
-        parts = [w * squares[..., d : d + moments] for d, w in enumerate(weights)]
-        half = torch.stack(parts).sum(0)
         terms = x.new_zeros(1)
         for share, level in zip(spec.shares, self.levels, strict=True):
             assert isinstance(level, Level)
-            half = level.pool(half)
             if level is not first:
+                half = level.pool(half)
                 products = level.pool(products.flatten(2))
                 products = products.reshape(*level.extent, n, times, moments)
             scale = 1 / (spec.temperature * level.size)
-            known = level.biases / spec.temperature + self.never - half[..., None, :] * scale
+            known = (level.biases + self.never) / spec.temperature - half[..., None, :] * scale
             likeness = torch.addcmul(known[..., None, :], products, scale[..., None])
             total = cast(Tensor, _LogSumExp.apply(likeness))  # type: ignore[no-untyped-call]
             total = total * level.size[..., None, 0]
@@ -232,6 +247,7 @@ class _LogSumExp(torch.autograd.Function):
         return x.amax(-1) - chances.amax(-1).log()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         chances: Tensor = ctx.saved_tensors[0]
         return chances * grad[..., None]
