@@ -312,7 +312,11 @@ def _falling(metadata: Any) -> str:
 def _first_noise(metadata: Any) -> str:
     if metadata.first_noise == "white":
         return f"white, standard deviation {metadata.init_std:g}"
-    return f"the clip's covariance along {metadata.first_noise.replace('-', ' and ')}"
+    whole = metadata.first_noise == "time" and metadata.noise_cells == 1
+    return (
+        f"the clip's covariance along {metadata.first_noise.replace('-', ' and ')}"
+        f"{', one noise for the whole frame' if whole else ''}"
+    )
 
 
 def _levels(metadata: Any) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import check_resume, check_windows, tiny_recipe
+from support import run as command
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stg_export import export_run
@@ -194,10 +195,14 @@ def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> Non
     several = tmp_path / "several.npy"
     frames = np.load(clip)
     np.save(several, np.stack([frames, frames[::-1]]))
-    run = Run.start(tmp_path / "run", recipe_of(several))
+    run = Run.start(tmp_path / "run", recipe_of(several, **{"langevin.noise_cells": 1}))
     run.learn()
     metadata = export_run(tmp_path / "run", tmp_path / "m.onnx")
-    assert metadata.free_axes == ("N", "T")
+    assert metadata.free_axes == ("N", "T") and metadata.noise_cells == 1
+    described = command("stg-run", "info", tmp_path / "m.onnx").stdout
+    assert "along time, one noise for the whole frame" in described
+    # The clips are in it twice, as exemplars and for first noise, but not cut to windows.
+    assert (tmp_path / "m.onnx").stat().st_size < 4 * 3 * frames.size + 100_000
     backend = open_backend(tmp_path / "m.onnx", "cpu")
     job = plan(metadata, seed=5)
     made = synthesize(backend.chains(job.graph), metadata, job, number=0)
