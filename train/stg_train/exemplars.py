@@ -106,8 +106,7 @@ class Exemplars(Network):
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
             pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
-            for level in self.levels:
-                assert isinstance(level, Level)
+            for level in self._widths():
                 pooled = level.pool(pooled)
                 level.size.copy_(pooled[..., None])
 
@@ -118,7 +117,7 @@ class Exemplars(Network):
         """
         channels, count, *_ = self.clips.shape
         frames += 2 * self.spec.frames - 1
-        first = self._level(0)
+        first = self._widths()[0]
         cut_out = first.weights.numel() * channels * (frames + count)
         return cut_out + 3 * math.prod(first.extent) * frames * count
 
@@ -141,10 +140,8 @@ class Exemplars(Network):
             total: Tensor = terms.flatten(1).sum(1)
         return total
 
-    def _level(self, number: int) -> Level:
-        level = self.levels[number]
-        assert isinstance(level, Level)
-        return level
+    def _widths(self) -> list[Level]:
+        return [cast(Level, level) for level in self.levels]
 
     def _exemplars(self) -> tuple[Tensor, Tensor]:
         """What a video is compared with.
@@ -160,7 +157,7 @@ class Exemplars(Network):
         versions = (self.clips._version, self.gains._version)
         if keep and self._kept is not None and self._kept[0] == versions:
             return self._kept[1]
-        first = self._level(0)
+        first = self._widths()[0]
         # No darker and no brighter than the clips ever are at a place: what is white there would be
         # beyond white, and cut off.
         darkest, brightest = self.clips.amin(1, keepdim=True), self.clips.amax(1, keepdim=True)
@@ -176,7 +173,7 @@ class Exemplars(Network):
 
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
-        spec, first = self.spec, self._level(0)
+        spec, (first, *_) = self.spec, self._widths()
         n, _, frames, *_ = x.shape
         more = spec.frames - 1
         times, moments = frames + more, len(self.never)
@@ -189,8 +186,7 @@ class Exemplars(Network):
         weights = _hann(spec.frames)
         products = cast(Tensor, _Moments.apply(products, weights))  # type: ignore[no-untyped-call]
         terms = x.new_zeros(1)
-        for share, level in zip(spec.shares, self.levels, strict=True):
-            assert isinstance(level, Level)
+        for share, level in zip(spec.shares, self._widths(), strict=True):
             if level is not first:
                 half = level.pool(half)
                 products = level.pool(products.flatten(2))
