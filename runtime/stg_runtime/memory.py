@@ -423,8 +423,8 @@ def foresee(
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to 15 % more than is used, of exemplars 34 %, see `bench/memory.py`. The modules that write the file are
-    loaded already (`check_video_output` does that).
+    Up to 15 % more than is used, of exemplars 34 %, see `bench/memory.py`. The modules that write
+    the file are loaded already (`check_video_output` does that).
 
     Args:
         gradient: that will be walked; it is measured, see `measure`.
