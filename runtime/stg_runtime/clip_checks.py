@@ -70,7 +70,7 @@ def scene_cuts(frames: Frames) -> list[int]:
         Rising frame numbers, from 3 to T - 3, counted from the first frame given.
     """
     count = len(frames)
-    apart = _distances(_reduced(frames))
+    apart = _distances(mean_colours(frames).reshape(len(frames), -1))
     # nearest[i, j]: the least distance of a frame up to i from one from j on.
     nearest = np.minimum.accumulate(apart, axis=0)
     nearest = np.minimum.accumulate(nearest[:, ::-1], axis=1)[:, ::-1]
@@ -109,8 +109,8 @@ def check_cuts(frames: Frames, name: str, start: int = 0) -> None:
     )
 
 
-def _reduced(frames: Frames) -> NDArray[np.float64]:
-    """Mean colours on a grid, (T, values)."""
+def mean_colours(frames: Frames) -> NDArray[np.float64]:
+    """Mean colours of 16 x 16 parts of frames, of each pixel of smaller ones: (T, 16, 16, C)."""
     height, width = frames.shape[1:3]
     rows = np.linspace(0, height, min(_GRID, height) + 1).astype(int)
     columns = np.linspace(0, width, min(_GRID, width) + 1).astype(int)
@@ -119,7 +119,7 @@ def _reduced(frames: Frames) -> NDArray[np.float64]:
     for frame in frames:
         sums = np.add.reduceat(frame.astype(np.float64), rows[:-1], axis=0)
         small.append(np.add.reduceat(sums, columns[:-1], axis=1) / area[..., None])
-    return np.stack(small).reshape(len(frames), -1)
+    return np.stack(small)
 
 
 def _distances(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stg_runtime.clip_checks import mean_colours
 from stg_runtime.errors import InputError
 from stg_runtime.measures import MIN_FRAMES, compare
 from stg_runtime.spot import Axes
@@ -38,7 +39,6 @@ LEAST_WINDOW = 8
 # candle .46, boiling water .15, fire, smoke, flags, rain and waterfalls less than .07.
 AS_ONE = 0.3
 COHERENT_FRAMES = 16  # of fewer, nothing is said
-BLOCKS = 16  # squares along the shorter side of a frame, that `coherence` is taken between
 # Recipes for one scene and for textures alike everywhere, where a regime is asked for that needs
 # its own.
 _RECIPES = {"denoising": ("denoising", "denoising-st"), "multi-grid": ("fc-s", "st")}
@@ -129,15 +129,14 @@ def coherence(clips: NDArray[np.uint8]) -> float:
     _, frames, height, width, _ = clips.shape
     if frames < COHERENT_FRAMES:
         return 0.0
-    block = max(1, min(height, width) // BLOCKS)
-    rows, columns = height // block, width // block
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    apart = np.hypot(y[:, None] - y, x[:, None] - x) * block * 3 / min(height, width)
     found = []
     for clip in clips:
-        grey = clip[:, : rows * block, : columns * block].mean(-1, dtype=np.float32)
-        grey = grey.reshape(frames, rows, block, columns, block).mean((2, 4)).reshape(frames, -1)
-        moved = grey - grey.mean(0)
+        grey = mean_colours(clip).mean(-1)
+        rows, columns = grey.shape[1:]
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        y, x = y * height / rows, x * width / columns
+        apart = np.hypot(y[:, None] - y, x[:, None] - x) * 3 / min(height, width)
+        moved = grey.reshape(frames, -1) - grey.reshape(frames, -1).mean(0)
         spread = np.sqrt(np.square(moved).mean(0))
         moved /= np.sqrt(np.square(spread) + 1)  # what hardly moves has no correlation
         weights = np.outer(spread, spread) * ((apart > 0.9) & (apart < 1.3))
