@@ -88,8 +88,8 @@ def free_memory() -> int | None:
 def give_back() -> None:
     """Have the C library return freed memory to the system.
 
-    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
-    to take nothing.
+    It keeps what loading a model took, 15 MiB or, of one that makes its weights then, 150; a small
+    gradient fits into that, and would seem to take nothing.
     """
     with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
         ctypes.CDLL(None).malloc_trim(0)
@@ -423,7 +423,7 @@ def foresee(
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to 15 % more than is used, of exemplars 34 %, see `bench/memory.py`. The modules that write
+    Up to 15 % more than is used, see `bench/memory.py`. The modules that write
     the file are loaded already (`check_video_output` does that).
 
     Args:
@@ -435,6 +435,7 @@ def foresee(
     """
     if start is None:
         start = start_bytes(gradient.metadata, lengths, chains=chains)
+    give_back()
     base = resident_memory()
     cost = measure(gradient)
     channels = gradient.metadata.channels
@@ -485,10 +486,11 @@ def refuse_larger(
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
     fixed = _writer(finished) + channels * math.prod(finished) + held
-    surely = resident_memory() + fixed + start + voxels * (9 * channels + _UNMEASURED)
+    give_back()
+    base = resident_memory()
+    surely = base + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
-    base = resident_memory()
     needed = foresee(gradient, lengths, start=start, finished=finished) + held
     if needed <= limit:
         return

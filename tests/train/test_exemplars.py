@@ -55,6 +55,13 @@ def levels(made: Exemplars) -> list[Level]:
     return [level for level in made.levels if isinstance(level, Level)]
 
 
+def precisions(loose: torch.Tensor, length: int) -> torch.Tensor:
+    """P = 1 - k - k' D^T D / 4 of each place, (H, W, length, length)."""
+    steps = torch.eye(length).diff(dim=0).double()
+    slow, fast = loose.double()[..., None, None]
+    return torch.eye(length).double() * (1 - slow) - fast * (steps.t() @ steps) / 4
+
+
 def moved(made: Exemplars, x: torch.Tensor) -> torch.Tensor:
     """x - sigma^2 dE/dx: where a step of its whole length leads."""
     leaf = x.clone().requires_grad_()
@@ -75,14 +82,21 @@ def test_the_energy_is_what_the_formula_says() -> None:
     made, seen = network()
     for level in levels(made):
         torch.nn.init.normal_(level.biases, 0, 0.1, generator=torch.Generator().manual_seed(5))
-    torch.nn.init.normal_(made.gains, 1.2, 0.1, generator=torch.Generator().manual_seed(6))
-    gained = seen[0] * made.gains.detach()
-    gained = torch.minimum(gained, seen[0].amax(1, keepdim=True))
-    gained = torch.maximum(gained, seen[0].amin(1, keepdim=True))
+    torch.nn.init.normal_(made.looseness, 0.1, 0.1, generator=torch.Generator().manual_seed(6))
+    rows, columns = (matrix.double() for matrix in (levels(made)[0].rows, levels(made)[0].columns))
+    loose = 0.4 * torch.einsum(
+        "ih,kij,jw->khw", rows, (made.looseness.detach() / 0.4).tanh(), columns
+    )
+    precision = precisions(loose, 9)
+    centres = torch.einsum("hwst,cthw->cshw", torch.linalg.inv(precision), seen[0])
+    centres = torch.minimum(centres, seen[0].amax(1, keepdim=True))
+    centres = torch.maximum(centres, seen[0].amin(1, keepdim=True))
+    pulled = torch.einsum("hwst,cthw->cshw", precision, centres)
     x = torch.randn(1, 3, 6, 10, 13, dtype=torch.float64)
+    given_back = torch.einsum("hwst,cthw->cshw", torch.eye(6) - precisions(loose, 6), x[0])
     times = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
     padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 2, 2))
-    total = 0.0
+    total = 0.5 * float((x[0] * given_back).sum())
     rows, columns = torch.eye(10).double(), torch.eye(13).double()
     for share, level in zip(SPEC.shares, levels(made), strict=True):
         rows, columns = level.rows @ rows, level.columns @ columns
@@ -95,8 +109,9 @@ def test_the_energy_is_what_the_formula_says() -> None:
                 for t in range(8):
                     found = []
                     for u in range(7):
-                        c, part = gained[:, u : u + 3], padded[:, t : t + 3]
-                        each = (part * c - 0.5 * c * c).sum(0) * times[:, None, None] * weight
+                        c, pc = centres[:, u : u + 3], pulled[:, u : u + 3]
+                        each = (padded[:, t : t + 3] * pc - 0.5 * c * pc).sum(0)
+                        each = each * times[:, None, None] * weight
                         found.append(each.sum() / size + level.biases[i, j, 0, u])
                     tau = SPEC.temperature
                     total += (
@@ -105,7 +120,7 @@ def test_the_energy_is_what_the_formula_says() -> None:
                         * tau
                         * float(torch.logsumexp(torch.stack(found).detach() / tau, 0))
                     )
-    assert made(x).item() == pytest.approx(total, rel=1e-9)
+    assert made(x).item() == pytest.approx(total, rel=1e-6)  # cosines of float32
 
 
 def test_the_clip_stays_where_it_is_and_what_comes_near_is_drawn_to_it() -> None:
@@ -114,6 +129,42 @@ def test_the_clip_stays_where_it_is_and_what_comes_near_is_drawn_to_it() -> None
     torch.testing.assert_close(moved(made, seen)[inside], seen[inside], atol=1e-3, rtol=0)
     near = seen + 0.3 * torch.randn(seen.shape, generator=torch.Generator().manual_seed(2))
     assert (moved(made, near) - seen)[inside].abs().max() < 0.01
+
+
+def test_where_it_is_loose_chains_come_to_rest_at_more_contrast_and_motion() -> None:
+    made, seen = network()
+    made.clips[:, 0], made.clips[:, 1] = 9.0, -9.0  # nothing else is bounded
+    with torch.no_grad():
+        made.looseness[0], made.looseness[1] = 0.1, 0.2
+    rest = made._centres()[0][None, :, 0]
+    inside = (..., slice(4, -2), slice(None), slice(None))
+    torch.testing.assert_close(moved(made, rest)[inside], rest[inside], atol=1e-3, rtol=0)
+    contrast, motion = (
+        (x[inside].square().mean() / y[inside].square().mean()).item()
+        for x, y in ((rest, seen), (rest.diff(dim=2), seen.diff(dim=2)))
+    )
+    assert 1.2 < contrast < motion < 2
+
+
+def test_no_moment_is_brighter_than_the_clips_are_at_its_place() -> None:
+    made, seen = network()
+    with torch.no_grad():
+        made.looseness.fill_(0.3)
+    centres, _ = made._centres()
+    assert (centres <= seen[0].amax(1, keepdim=True)[:, None]).all()
+    assert (centres >= seen[0].amin(1, keepdim=True)[:, None]).all()
+    assert centres.square().mean() > 1.1 * seen.square().mean()
+
+
+def test_what_chains_lack_is_the_gradient_of_the_precision() -> None:
+    """Of k: half the mean square that chains lack; of k': an eighth of that of differences."""
+    made, _ = network()
+    x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
+    (found,) = torch.autograd.grad(made(x).sum(), made.looseness)
+    rows, columns = levels(made)[0].rows.double(), levels(made)[0].columns.double()
+    square, steps = x[0].square().sum((0, 1)), x[0].diff(dim=1).square().sum((0, 1))
+    expected = torch.stack([rows @ (0.5 * square) @ columns.t(), rows @ steps @ columns.t() / 8])
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_stands_still_stays() -> None:

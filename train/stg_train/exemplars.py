@@ -1,17 +1,23 @@
 """The exemplar network: at every place, how near a video comes to some moment of the clips.
 
-g(x) = sum over levels, windows v and times t of share * m e tau log sum_u exp(r_vtu / tau), where
+g(x) = <x, (1 - P) x> / 2
+     + sum over levels, windows v and times t of share * m e tau log sum_u exp(r_vtu / tau), where
 
-    r_vtu = (<x, c_u> - |c_u|^2 / 2) / (m e) + b_vu
+    r_vtu = (<x, P c_u> - <c_u, P c_u> / 2) / (m e) + b_vu
 
-compares the video around (t, v) with moment u of the clips at the same place, times a gain but
-within what the clips show there, both seen through the window's weights (mass m; e is the clips'
-mean square in it). It is a ConvNet of one layer whose filters are the clips themselves, with
-log-sum-exp over the filters in place of the ReLU. The windows' weights add up to one, so
-dE/dx = (x - mean of the likely moments) / sigma^2: each piece of the energy is a Gaussian around an
-arrangement of exemplars. What is learned, by analysis by synthesis, are the biases b, so that a
-moment that the chains use too rarely becomes likelier, and the gain at each place, which makes up
-for what chains lose where moments are blended.
+compares the video around (t, v) with moment u of the clips at the same place, both seen through the
+window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of one layer whose
+filters are the clips themselves, with log-sum-exp over the filters in place of the ReLU. The
+windows' weights add up to one, so dE/dx = P (x - mean of the likely moments) / sigma^2: each piece
+of the energy is a Gaussian of precision P around an arrangement of exemplars.
+
+What is learned, by analysis by synthesis, are the biases b, so that a moment that the chains use
+too rarely becomes likelier, and at each place the precision P = 1 - k - k' D^T D / 4 (D takes
+differences of neighbouring frames). Where moments are blended, chains lose contrast and motion; the
+gradients of k and k', at filters as they are, are what chains lack of the clips' mean square, and
+of that of their differences. The filters P c are the clips; c, where a chain of one moment would
+come to rest, has the more contrast that blends lack, but is bounded by what the clips ever show at
+that place: what is white there would be beyond white, and cut off.
 
 Source: Xie, Lu, Zhu, Wu, "A Theory of Generative ConvNet", ICML 2016 (piecewise Gaussian, filters
 as means of the pieces); that patches of one video, coarse and fine, chosen anew from noise, make
@@ -36,6 +42,8 @@ from stg_train.descriptor import Network
 # Added to the clips' mean square of each channel, model units squared: a window in which nothing
 # moves has a size, too.
 _FLOOR = 0.003
+# Largest k and k': a precision of at least 0.2, and below 2, where whole steps are stable.
+_LOOSEST = 0.4
 # In place of the bias of a moment that is none: its frames would come from two clips.
 _NEVER = -1e4
 # Frames of all clips together: each frame of a video is compared with every one of them.
@@ -78,6 +86,8 @@ class Exemplars(Network):
     may_collapse = False  # the filters are given, and far from the clips g may be negative
     clips: Tensor
     never: Tensor
+    waves: Tensor
+    pace: Tensor
 
     def __init__(self, spec: ExemplarSpec, channels: int, size: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -92,21 +102,24 @@ class Exemplars(Network):
         moments = torch.arange(count * frames - spec.frames + 1)
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
+        waves, pace = _cosines(frames)
+        self.register_buffer("waves", waves, persistent=False)
+        self.register_buffer("pace", pace, persistent=False)
         self._kept: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
-        self.gains = nn.Parameter(torch.ones(height, width))
         self.levels = nn.ModuleList()
         window = spec.window
         for _ in spec.shares:
             level = Level((height, width), window, spec.stride, len(moments))
             self.levels.append(level)
             window, (height, width) = 2 * spec.stride, level.extent
+        self.looseness = nn.Parameter(torch.zeros(2, *self.widths()[0].extent))
 
     def see(self, clips: Tensor) -> None:
         """Take clips, (M, C, T, H, W), model units, for exemplars."""
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
             pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
-            for level in self._widths():
+            for level in self.widths():
                 pooled = level.pool(pooled)
                 level.size.copy_(pooled[..., None])
 
@@ -117,7 +130,7 @@ class Exemplars(Network):
         """
         channels, count, *_ = self.clips.shape
         frames += 2 * self.spec.frames - 1
-        first = self._widths()[0]
+        first = self.widths()[0]
         cut_out = first.weights.numel() * channels * (frames + count)
         return cut_out + 3 * math.prod(first.extent) * frames * count
 
@@ -140,40 +153,60 @@ class Exemplars(Network):
             total: Tensor = terms.flatten(1).sum(1)
         return total
 
-    def _widths(self) -> list[Level]:
+    def widths(self) -> list[Level]:
+        """The levels, finest windows first."""
         return [cast(Level, level) for level in self.levels]
 
     def _exemplars(self) -> tuple[Tensor, Tensor]:
         """What a video is compared with.
 
-        The filters are many times the clips. In training they are kept from step to step of a walk;
-        a file holds the clips, and who runs it makes the filters once.
+        The filters are many times the clips. In training they are kept until an update; a file
+        holds the clips, and who runs it makes the filters once.
 
         Returns:
             The frames in the finest windows, weighed, (H', W', kh kw C, frames); and half of each
-            moment's square there, (H', W', moments).
+            moment's <c, P c> there, (H', W', moments).
         """
-        keep = self.training and not self.gains.requires_grad and not torch.compiler.is_compiling()
-        versions = (self.clips._version, self.gains._version)
+        keep = self.training and not torch.compiler.is_compiling()
+        versions = (self.clips._version, self.looseness._version)
         if keep and self._kept is not None and self._kept[0] == versions:
             return self._kept[1]
-        first = self._widths()[0]
-        # No darker and no brighter than the clips ever are at a place: what is white there would be
-        # beyond white, and cut off.
-        darkest, brightest = self.clips.amin(1, keepdim=True), self.clips.amax(1, keepdim=True)
-        frames = (self.clips * self.gains).maximum(darkest).minimum(brightest)
-        weights = first.weights.repeat_interleave(len(frames), -1)
-        filters = weights[..., None] * first.cut_out(frames.permute(2, 3, 0, 1))
-        squares, moments = 0.5 * frames.square().sum(0).permute(1, 2, 0), len(self.never)
-        over_time = enumerate(_hann(self.spec.frames))
-        half = torch.stack([w * squares[..., d : d + moments] for d, w in over_time]).sum(0)
-        made = (filters, first.pool(half))
+        first = self.widths()[0]
+        with torch.no_grad():
+            centres, frames = (x.flatten(1, 2) for x in self._centres())
+            weights = first.weights.repeat_interleave(len(frames), -1)
+            filters = weights[..., None] * first.cut_out(frames.permute(2, 3, 0, 1))
+            squares, moments = 0.5 * (centres * frames).sum(0).permute(1, 2, 0), len(self.never)
+            over_time = enumerate(_hann(self.spec.frames))
+            half = torch.stack([w * squares[..., d : d + moments] for d, w in over_time]).sum(0)
+            made = (filters, first.pool(half))
         self._kept = (versions, made) if keep else None
         return made
 
+    def _loose(self) -> Tensor:
+        """Of each place k and k', (2, H, W): the mean of those of the windows that see it."""
+        first = self.widths()[0]
+        bounded: Tensor = _LOOSEST * (self.looseness / _LOOSEST).tanh()
+        return first.rows.t() @ bounded @ first.columns
+
+    def _centres(self) -> tuple[Tensor, Tensor]:
+        """What the moments show, c, and P c; each (C, M, T, H, W)."""
+        all_of_it, fast = self._loose()
+        channels, _, *extent = self.clips.shape
+        clips = self.clips.reshape(channels, -1, len(self.waves), *extent)
+        # P is diagonal in cosines over time, whatever the place.
+        precision = 1 - all_of_it - fast * self.pace[:, None, None]
+        spread = (self.waves @ clips.flatten(3)) / precision.flatten(1)
+        centres = (self.waves.t() @ spread).reshape(clips.shape)
+        centres = centres.maximum(clips.amin((1, 2), keepdim=True))
+        centres = centres.minimum(clips.amax((1, 2), keepdim=True))
+        steps = F.pad(centres[:, :, 1:] - centres[:, :, :-1], (0, 0, 0, 0, 1, 1))
+        curved = 0.25 * (steps[:, :, :-1] - steps[:, :, 1:])
+        return centres, (1 - all_of_it) * centres - fast * curved
+
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
-        spec, (first, *_) = self.spec, self._widths()
+        spec, (first, *_) = self.spec, self.widths()
         n, _, frames, *_ = x.shape
         more = spec.frames - 1
         times, moments = frames + more, len(self.never)
@@ -186,7 +219,7 @@ class Exemplars(Network):
         weights = _hann(spec.frames)
         products = cast(Tensor, _Moments.apply(products, weights))  # type: ignore[no-untyped-call]
         terms = x.new_zeros(1)
-        for share, level in zip(spec.shares, self._widths(), strict=True):
+        for share, level in zip(spec.shares, self.widths(), strict=True):
             if level is not first:
                 half = level.pool(half)
                 products = level.pool(products.flatten(2))
@@ -197,7 +230,15 @@ class Exemplars(Network):
             total = cast(Tensor, _LogSumExp.apply(likeness))  # type: ignore[no-untyped-call]
             total = total * level.size[..., None, 0]
             terms = terms + share * spec.temperature * total.sum((0, 1))
-        return terms.reshape(n, 1, times, 1, 1)
+        return (terms.reshape(n, times) + self._slack(x)).reshape(n, 1, times, 1, 1)
+
+    def _slack(self, x: Tensor) -> Tensor:
+        """<x, (1 - P) x> / 2 of each time, (N, T')."""
+        (all_of_it, fast), middle = self._loose(), self.spec.frames // 2
+        steps = cast(Tensor, _Steps.apply(x))  # type: ignore[no-untyped-call]
+        still = (0.5 * all_of_it * x.square()).sum((1, 3, 4))
+        moving = (0.125 * fast * steps.square()).sum((1, 3, 4))
+        return F.pad(still, (middle, middle)) + F.pad(moving, (middle, middle + 1))
 
 
 class _Moments(torch.autograd.Function):
@@ -231,6 +272,22 @@ def _along(x: Tensor, weights: Sequence[float]) -> Tensor:
     for d in range(middle):
         y.add_(parts[d] + parts[more - d], alpha=weights[d])
     return y.reshape(*y.shape[:-1], -1, width)[..., : width - more]
+
+
+class _Steps(torch.autograd.Function):
+    """Differences of neighbouring frames, (N, C, T, H, W) to (N, C, T - 1, H, W).
+
+    The gradient is of pads: an exporter has nothing that runs everywhere for PyTorch's own, of
+    slices of an axis of any length.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x[:, :, 1:] - x[:, :, :-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return F.pad(grad, (0, 0, 0, 0, 1, 0)) - F.pad(grad, (0, 0, 0, 0, 0, 1))
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -316,6 +373,14 @@ def _hann(length: int) -> list[float]:
     """Weights over time, which add up to one."""
     weights = [math.sin(d * math.pi / (length + 1)) ** 2 for d in range(1, length + 1)]
     return [weight / sum(weights) for weight in weights]
+
+
+def _cosines(length: int) -> tuple[Tensor, Tensor]:
+    """Cosines over time, (length, length), orthonormal; D^T D / 4 of each, (length,)."""
+    k = torch.arange(length, dtype=torch.float64)
+    waves = torch.cos(math.pi / length * k[:, None] * (k + 0.5)) * math.sqrt(2 / length)
+    waves[0] /= math.sqrt(2)
+    return waves.float(), (math.pi / (2 * length) * k).sin().square().float()
 
 
 def overlapping(extent: int, window: int, stride: int) -> Tensor:

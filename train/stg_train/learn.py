@@ -281,8 +281,8 @@ class Learner:
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
         if isinstance(self.descriptor, Exemplars):
-            gains, *biases = self.descriptor.parameters()
-            groups.append({"params": [gains], "base": learning.learning_rate})
+            groups.append({"params": [self.descriptor.looseness], "base": learning.learning_rate})
+            biases = [level.biases for level in self.descriptor.widths()]
             groups.append({"params": biases, "base": learning.bias_rate})
         for group in groups:
             group["lr"] = group["base"]

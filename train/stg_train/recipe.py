@@ -371,7 +371,7 @@ class Learning(_Section):
         scales: of multi-grid learning, each half as high and wide as the next; 1 is short-run.
         restart: probability that a rejuvenated chain restarts from noise at an update.
         updates: of the parameters.
-        learning_rate: Adam's, for weights, see `rate`; of exemplars for their gains.
+        learning_rate: Adam's, for weights, see `rate`; of exemplars for their precision.
         rate: "fan-in" multiplies each layer's weight rate by sqrt(2 / fan_in), so that every layer
             moves by the same share of its initial size; "flat" does not.
         bias_rate: Adam's rate for biases.
