@@ -37,6 +37,18 @@ def test_a_texture_is_free_in_space_and_a_scene_is_not(clips: Path, clip: str, r
     assert chosen.recipe.seed == 4
 
 
+@pytest.mark.parametrize("clip", ["sea", "lamp"])
+def test_to_ask_for_the_frames_that_are_the_default_changes_nothing(
+    clips: Path, tmp_path: Path, clip: str
+) -> None:
+    path = str(tmp_path / "long.npy")
+    np.save(path, np.concatenate([np.load(clips / f"{clip}.npy")] * 2))
+    silent = choose([path], overrides={"data.videos": [path]}).recipe
+    asked = choose([path], overrides={"data.videos": [path], "data.frames": 64}).recipe
+    assert silent.data.frames == 64
+    assert asked == silent
+
+
 def test_places_that_move_as_one_share_their_noise(clips: Path, tmp_path: Path) -> None:
     path = str(clips / "lamp.npy")
     chosen = choose([path], overrides={"data.videos": [path]})

@@ -159,11 +159,14 @@ def test_no_moment_is_brighter_than_the_clips_are_at_its_place() -> None:
 def test_what_chains_lack_is_the_gradient_of_the_precision() -> None:
     """Of k: half the mean square that chains lack; of k': an eighth of that of differences."""
     made, _ = network()
+    with torch.no_grad():
+        made.looseness[0], made.looseness[1] = 0.2, -0.1
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     (found,) = torch.autograd.grad(made(x).sum(), made.looseness)
     rows, columns = levels(made)[0].rows.double(), levels(made)[0].columns.double()
     square, steps = x[0].square().sum((0, 1)), x[0].diff(dim=1).square().sum((0, 1))
     expected = torch.stack([rows @ (0.5 * square) @ columns.t(), rows @ steps @ columns.t() / 8])
+    expected /= torch.cosh(made.looseness.detach() / 0.4).square()  # they are bounded
     torch.testing.assert_close(found, expected)
 
 
@@ -201,10 +204,38 @@ def test_other_clips_are_other_filters() -> None:
     other.see(2 * seen)
     made.load_state_dict(other.state_dict())
     assert made(seen).item() == pytest.approx(other(seen).item())
+    made.float().see(seen.float())
+    made(seen.float())
+    assert made.double()(seen).item() == pytest.approx(network()[0](seen).item())
+
+
+def test_an_update_is_heeded() -> None:
+    made, seen = network()
+    before = made(seen).item()
+    optimizer = torch.optim.Adam([made.looseness], lr=0.1)
+    (-made(seen).sum()).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    other, _ = network()
+    other.looseness.data.copy_(made.looseness)
+    assert made(seen).item() == pytest.approx(other(seen).item())
+    assert made(seen).item() != pytest.approx(before)
+
+
+def test_a_frame_is_in_the_terms_of_its_windows_alone() -> None:
+    made, _ = network()
+    torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
+    with torch.no_grad():
+        for frame in range(7):
+            other = x.clone()
+            other[:, :, frame] += 1
+            changed = (made._terms(other) - made._terms(x)).flatten().abs() > 1e-9
+            assert changed.nonzero().flatten().tolist() == [frame, frame + 1, frame + 2]
 
 
 def test_pieces_make_the_whole() -> None:
     made, _ = network()
+    torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     ones = torch.zeros(1, 1, 9, 1, 1, dtype=torch.float64)
     ones[:, :, :4] = 1
@@ -271,6 +302,7 @@ def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> Non
     [
         ({"network.form": "descriptor"}, "belong together"),
         ({"network.exemplars": {**WINDOWS, "frames": 4}}, "odd"),
+        ({"network.exemplars": {**WINDOWS, "frames": 1}}, "greater than or equal to 3"),
         ({"network.exemplars": {**WINDOWS, "window": 3}}, "twice the stride"),
         ({"network.exemplars": {**WINDOWS, "shares": [0.5, 0.4]}}, "add up to 1; they make 0.9"),
         ({"network.exemplars": {**WINDOWS, "frames": 13}}, "shorter than an exemplar"),

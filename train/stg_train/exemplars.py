@@ -8,8 +8,8 @@ g(x) = <x, (1 - P) x> / 2
 compares the video around (t, v) with moment u of the clips at the same place, both seen through the
 window's weights (mass m; e is the clips' mean square in it). It is a ConvNet of one layer whose
 filters are the clips themselves, with log-sum-exp over the filters in place of the ReLU. The
-windows' weights add up to one, so dE/dx = P (x - mean of the likely moments) / sigma^2: each piece
-of the energy is a Gaussian of precision P around an arrangement of exemplars.
+windows' weights add up to one, so dE/dx = (P x - mean of P c over the likely moments) / sigma^2:
+each piece of the energy is a Gaussian of precision P around an arrangement of exemplars.
 
 What is learned, by analysis by synthesis, are the biases b, so that a moment that the chains use
 too rarely becomes likelier, and at each place the precision P = 1 - k - k' D^T D / 4 (D takes
@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,7 @@ class Exemplars(Network):
         """Take clips, (M, C, T, H, W), model units, for exemplars."""
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
+            self._kept = None
             pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
             for level in self.widths():
                 pooled = level.pool(pooled)
@@ -160,8 +161,9 @@ class Exemplars(Network):
     def _exemplars(self) -> tuple[Tensor, Tensor]:
         """What a video is compared with.
 
-        The filters are many times the clips. In training they are kept until an update; a file
-        holds the clips, and who runs it makes the filters once.
+        The filters are many times the clips. In training they are kept until an update, which
+        PyTorch counts (but not one of Adam's with fused=True); a file holds the clips, and who runs
+        it makes the filters once.
 
         Returns:
             The frames in the finest windows, weighed, (H', W', kh kw C, frames); and half of each
@@ -182,6 +184,10 @@ class Exemplars(Network):
             made = (filters, first.pool(half))
         self._kept = (versions, made) if keep else None
         return made
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._kept = None  # of another type or device
+        return cast(Self, super()._apply(*args, **kwargs))  # type: ignore[no-untyped-call]
 
     def _loose(self) -> Tensor:
         """Of each place k and k', (2, H, W): the mean of those of the windows that see it."""

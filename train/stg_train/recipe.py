@@ -182,7 +182,7 @@ class Layer(_Section):
 class Exemplars(_Section):
     """How an exemplar network looks at the clips; see `ExemplarSpec`."""
 
-    frames: Annotated[int, Field(ge=1, le=255)] = 5
+    frames: Annotated[int, Field(ge=3, le=255)] = 5
     window: _Count = 6
     stride: _Count = 2
     shares: Annotated[tuple[_Positive, ...], Field(min_length=1, max_length=8)] = (0.34, 0.33, 0.33)

@@ -37,7 +37,8 @@ def time_energy(
         torch.backends.cudnn.benchmark = True
     else:
         torch.set_num_threads(usable_threads())
-    energy = energy.to(where).eval().requires_grad_(False)
+    # As `stg-train` walks: exemplars keep what they are compared with from step to step.
+    energy = energy.to(where).train().requires_grad_(False)
 
     def timed(function: Any) -> float:
         x = torch.randn(shape, device=where)
