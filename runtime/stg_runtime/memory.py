@@ -423,7 +423,8 @@ def foresee(
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to 15 % more than is used, see `bench/memory.py`. The modules that write
+    Up to 15 % more than is used, see `bench/memory.py` (of exemplars not measured since loading's
+    freed memory is given back first: 34 % before). The modules that write
     the file are loaded already (`check_video_output` does that).
 
     Args:
