@@ -95,6 +95,12 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _held() -> int:
+    """Bytes of main memory that this process holds, without what it could give back."""
+    give_back()
+    return resident_memory()
+
+
 def budget(max_memory: str | None) -> int | None:
     """Bytes this process may hold in all: as the user says, or most of what is free.
 
@@ -163,8 +169,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
             break
-        give_back()
-        base = resident_memory()
+        base = _held()
         x, grad = np.full(shape, 0, np.float32), np.ones(shape, np.float32)
         _peak(reset=True)
         gradient.bind(x, grad)
@@ -174,8 +179,7 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
             return Cost(0, _UNMEASURED)
         if len(points) == 1:
             del x, grad
-            give_back()
-            fixed = max(0, resident_memory() - base)
+            fixed = max(0, _held() - base)
         probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
     return Cost(fixed, _SPARE * taken / voxels)
@@ -341,8 +345,7 @@ def plan_windows(
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
-    give_back()
-    fixed = resident_memory() + _writer(lengths) + held
+    fixed = _held() + _writer(lengths) + held
     if limit is None:
         return whole
     if fixed + voxels * per_voxel + chains * whole.largest * (_UNMEASURED + room) <= limit:
@@ -436,8 +439,7 @@ def foresee(
     """
     if start is None:
         start = start_bytes(gradient.metadata, lengths, chains=chains)
-    give_back()
-    base = resident_memory()
+    base = _held()
     cost = measure(gradient)
     channels = gradient.metadata.channels
     return _whole(base, channels, lengths, chains, finished or lengths, cost, start)
@@ -487,8 +489,7 @@ def refuse_larger(
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
     fixed = _writer(finished) + channels * math.prod(finished) + held
-    give_back()
-    base = resident_memory()
+    base = _held()
     surely = base + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return

@@ -16,7 +16,14 @@ from stg_runtime.backends import open_backend
 from stg_runtime.errors import InputError
 from stg_runtime.synthesize import plan, synthesize
 from stg_train.descriptor import Energy
-from stg_train.exemplars import MOST_MOMENTS, Exemplars, ExemplarSpec, Level, overlapping
+from stg_train.exemplars import (
+    MOST_MOMENTS,
+    Exemplars,
+    ExemplarSpec,
+    Level,
+    _cosines,
+    overlapping,
+)
 from stg_train.memory import Tally, foresee
 from stg_train.recipe import Recipe, load_recipe
 from stg_train.run import Run
@@ -48,6 +55,7 @@ def network(clips: int = 1, frames: int = 9) -> tuple[Exemplars, torch.Tensor]:
     made = Exemplars(SPEC, 3, (clips, frames, 10, 13)).double()
     seen = torch.randn(clips, 3, frames, 10, 13, generator=torch.Generator().manual_seed(1))
     made.see(seen.double())
+    made.waves, made.pace = _cosines(frames)
     return made, seen.double()
 
 
@@ -120,7 +128,7 @@ def test_the_energy_is_what_the_formula_says() -> None:
                         * tau
                         * float(torch.logsumexp(torch.stack(found).detach() / tau, 0))
                     )
-    assert made(x).item() == pytest.approx(total, rel=1e-6)  # cosines of float32
+    assert made(x).item() == pytest.approx(total, rel=1e-9)
 
 
 def test_the_clip_stays_where_it_is_and_what_comes_near_is_drawn_to_it() -> None:

@@ -103,8 +103,8 @@ class Exemplars(Network):
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
         waves, pace = _cosines(frames)
-        self.register_buffer("waves", waves, persistent=False)
-        self.register_buffer("pace", pace, persistent=False)
+        self.register_buffer("waves", waves.float(), persistent=False)
+        self.register_buffer("pace", pace.float(), persistent=False)
         self._kept: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
         self.levels = nn.ModuleList()
         window = spec.window
@@ -118,7 +118,6 @@ class Exemplars(Network):
         """Take clips, (M, C, T, H, W), model units, for exemplars."""
         with torch.no_grad():
             self.clips.copy_(clips.transpose(0, 1).flatten(1, 2))
-            self._kept = None
             pooled = (self.clips.square().mean(1) + _FLOOR).sum(0)[..., None]
             for level in self.widths():
                 pooled = level.pool(pooled)
@@ -386,7 +385,7 @@ def _cosines(length: int) -> tuple[Tensor, Tensor]:
     k = torch.arange(length, dtype=torch.float64)
     waves = torch.cos(math.pi / length * k[:, None] * (k + 0.5)) * math.sqrt(2 / length)
     waves[0] /= math.sqrt(2)
-    return waves.float(), (math.pi / (2 * length) * k).sin().square().float()
+    return waves, (math.pi / (2 * length) * k).sin().square()
 
 
 def overlapping(extent: int, window: int, stride: int) -> Tensor:
