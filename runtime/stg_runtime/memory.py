@@ -88,17 +88,11 @@ def free_memory() -> int | None:
 def give_back() -> None:
     """Have the C library return freed memory to the system.
 
-    It keeps what loading a model took, 15 MiB or, of one that makes its weights then, 150; a small
-    gradient fits into that, and would seem to take nothing.
+    It keeps what loading a model took, some 15 MiB; a small gradient fits into that, and would seem
+    to take nothing.
     """
     with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _held() -> int:
-    """Bytes of main memory that this process holds, without what it could give back."""
-    give_back()
-    return resident_memory()
 
 
 def budget(max_memory: str | None) -> int | None:
@@ -169,7 +163,8 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
         voxels = math.prod(shape[2:])
         if points and voxels <= points[0][0]:
             break
-        base = _held()
+        give_back()
+        base = resident_memory()
         x, grad = np.full(shape, 0, np.float32), np.ones(shape, np.float32)
         _peak(reset=True)
         gradient.bind(x, grad)
@@ -179,7 +174,8 @@ def measure(gradient: HostGradient, room: float = math.inf) -> Cost:
             return Cost(0, _UNMEASURED)
         if len(points) == 1:
             del x, grad
-            fixed = max(0, _held() - base)
+            give_back()
+            fixed = max(0, resident_memory() - base)
         probe = min(_LARGEST_PROBE, max(0.0, room) / 2 / (points[0][1] / points[0][0]))
     voxels, taken = points[-1]
     return Cost(fixed, _SPARE * taken / voxels)
@@ -345,7 +341,8 @@ def plan_windows(
     whole = choose_windows(metadata, lengths, math.inf, periodic)
     assert whole is not None
     room = 2 * 4 * metadata.channels  # a piece's own copy of video and gradient
-    fixed = _held() + _writer(lengths) + held
+    give_back()
+    fixed = resident_memory() + _writer(lengths) + held
     if limit is None:
         return whole
     if fixed + voxels * per_voxel + chains * whole.largest * (_UNMEASURED + room) <= limit:
@@ -426,8 +423,7 @@ def foresee(
 ) -> int:
     """Bytes that this process will hold at most, walking videos in one piece and writing them.
 
-    Up to 15 % more than is used, see `bench/memory.py` (of exemplars not measured since loading's
-    freed memory is given back first: 34 % before). The modules that write
+    Up to 15 % more than is used, of exemplars 49 %, see `bench/memory.py`. The modules that write
     the file are loaded already (`check_video_output` does that).
 
     Args:
@@ -439,7 +435,7 @@ def foresee(
     """
     if start is None:
         start = start_bytes(gradient.metadata, lengths, chains=chains)
-    base = _held()
+    base = resident_memory()
     cost = measure(gradient)
     channels = gradient.metadata.channels
     return _whole(base, channels, lengths, chains, finished or lengths, cost, start)
@@ -489,10 +485,10 @@ def refuse_larger(
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
     fixed = _writer(finished) + channels * math.prod(finished) + held
-    base = _held()
-    surely = base + fixed + start + voxels * (9 * channels + _UNMEASURED)
+    surely = resident_memory() + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
+    base = resident_memory()
     needed = foresee(gradient, lengths, start=start, finished=finished) + held
     if needed <= limit:
         return
