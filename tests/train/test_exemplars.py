@@ -1,5 +1,6 @@
 """Learning by exemplars: the energy, what it learns, what the file does with it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def network(clips: int = 1, frames: int = 9) -> tuple[Exemplars, torch.Tensor]:
     made = Exemplars(SPEC, 3, (clips, frames, 10, 13)).double()
     seen = torch.randn(clips, 3, frames, 10, 13, generator=torch.Generator().manual_seed(1))
     made.see(seen.double())
-    made.waves, made.pace = _cosines(frames)
+    made.waves, made.angles = _cosines(frames)
     return made, seen.double()
 
 
@@ -63,11 +64,19 @@ def levels(made: Exemplars) -> list[Level]:
     return [level for level in made.levels if isinstance(level, Level)]
 
 
-def precisions(loose: torch.Tensor, length: int) -> torch.Tensor:
-    """P = 1 - k - k' D^T D / 4 of each place, (H, W, length, length)."""
+def precisions(loose: torch.Tensor, common: float, length: int, *, back: bool) -> torch.Tensor:
+    """P = 1 - k - k' D^T D / 4 - q R of each place, (H, W, length, length), of lag 2 alone.
+
+    Beyond its ends a video goes `back`, the last frame first, or there is nothing.
+    """
     steps = torch.eye(length).diff(dim=0).double()
     slow, fast = loose.double()[..., None, None]
-    return torch.eye(length).double() * (1 - slow) - fast * (steps.t() @ steps) / 4
+    later = torch.eye(length + 4).double()[4:] + torch.eye(length + 4).double()[:-4]
+    later = 0.5 * later[:, 2:-2]
+    if back:
+        later[[0, 1, -1, -2], [1, 0, -2, -1]] += 0.5
+    precision = torch.eye(length).double() * (1 - slow) - fast * (steps.t() @ steps) / 4
+    return precision - common * later
 
 
 def moved(made: Exemplars, x: torch.Tensor) -> torch.Tensor:
@@ -91,17 +100,20 @@ def test_the_energy_is_what_the_formula_says() -> None:
     for level in levels(made):
         torch.nn.init.normal_(level.biases, 0, 0.1, generator=torch.Generator().manual_seed(5))
     torch.nn.init.normal_(made.looseness, 0.1, 0.1, generator=torch.Generator().manual_seed(6))
+    torch.nn.init.constant_(made.lags, -0.3)
+    common = 0.18 * math.tanh(-0.4 * 0.3 / 0.18)
     rows, columns = (matrix.double() for matrix in (levels(made)[0].rows, levels(made)[0].columns))
     loose = 0.4 * torch.einsum(
         "ih,kij,jw->khw", rows, (made.looseness.detach() / 0.4).tanh(), columns
     )
-    precision = precisions(loose, 9)
+    precision = precisions(loose, common, 9, back=True)
     centres = torch.einsum("hwst,cthw->cshw", torch.linalg.inv(precision), seen[0])
     centres = torch.minimum(centres, seen[0].amax(1, keepdim=True))
     centres = torch.maximum(centres, seen[0].amin(1, keepdim=True))
     pulled = torch.einsum("hwst,cthw->cshw", precision, centres)
     x = torch.randn(1, 3, 6, 10, 13, dtype=torch.float64)
-    given_back = torch.einsum("hwst,cthw->cshw", torch.eye(6) - precisions(loose, 6), x[0])
+    loosened = torch.eye(6) - precisions(loose, common, 6, back=False)
+    given_back = torch.einsum("hwst,cthw->cshw", loosened, x[0])
     times = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
     padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 2, 2))
     total = 0.5 * float((x[0] * given_back).sum())
@@ -165,12 +177,14 @@ def test_no_moment_is_brighter_than_the_clips_are_at_its_place() -> None:
 
 
 def test_what_chains_lack_is_the_gradient_of_the_precision() -> None:
-    """Of k: half the mean square that chains lack; of k': an eighth of that of differences."""
+    """Of k half the mean square, of k' an eighth of that of differences, of q half the product."""
     made, _ = network()
     with torch.no_grad():
-        made.looseness[0], made.looseness[1] = 0.2, -0.1
+        made.looseness[0], made.looseness[1], made.lags[0] = 0.2, -0.1, 0.3
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
-    (found,) = torch.autograd.grad(made(x).sum(), made.looseness)
+    found, common = torch.autograd.grad(made(x).sum(), [made.looseness, made.lags])
+    later = 0.5 * (x[:, :, 2:] * x[:, :, :-2]).sum() * 0.4 / math.cosh(0.4 * 0.3 / 0.18) ** 2
+    torch.testing.assert_close(common, later[None])
     rows, columns = levels(made)[0].rows.double(), levels(made)[0].columns.double()
     square, steps = x[0].square().sum((0, 1)), x[0].diff(dim=1).square().sum((0, 1))
     expected = torch.stack([rows @ (0.5 * square) @ columns.t(), rows @ steps @ columns.t() / 8])
@@ -217,14 +231,15 @@ def test_other_clips_are_other_filters() -> None:
     assert made.double()(seen).item() == pytest.approx(network()[0](seen).item())
 
 
-def test_an_update_is_heeded() -> None:
+@pytest.mark.parametrize("name", ["looseness", "lags"])
+def test_an_update_is_heeded(name: str) -> None:
     made, seen = network()
     before = made(seen).item()
-    optimizer = torch.optim.Adam([made.looseness], lr=0.1)
+    optimizer = torch.optim.Adam([getattr(made, name)], lr=0.1)
     (-made(seen).sum()).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     other, _ = network()
-    other.looseness.data.copy_(made.looseness)
+    getattr(other, name).data.copy_(getattr(made, name))
     assert made(seen).item() == pytest.approx(other(seen).item())
     assert made(seen).item() != pytest.approx(before)
 
@@ -232,6 +247,7 @@ def test_an_update_is_heeded() -> None:
 def test_a_frame_is_in_the_terms_of_its_windows_alone() -> None:
     made, _ = network()
     torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
+    torch.nn.init.constant_(made.lags, 0.3)
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     with torch.no_grad():
         for frame in range(7):
@@ -244,6 +260,7 @@ def test_a_frame_is_in_the_terms_of_its_windows_alone() -> None:
 def test_pieces_make_the_whole() -> None:
     made, _ = network()
     torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
+    torch.nn.init.constant_(made.lags, 0.3)
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     ones = torch.zeros(1, 1, 9, 1, 1, dtype=torch.float64)
     ones[:, :, :4] = 1

@@ -12,12 +12,17 @@ windows' weights add up to one, so dE/dx = (P x - mean of P c over the likely mo
 each piece of the energy is a Gaussian of precision P around an arrangement of exemplars.
 
 What is learned, by analysis by synthesis, are the biases b, so that a moment that the chains use
-too rarely becomes likelier, and at each place the precision P = 1 - k - k' D^T D / 4 (D takes
-differences of neighbouring frames). Where moments are blended, chains lose contrast and motion; the
-gradients of k and k', at filters as they are, are what chains lack of the clips' mean square, and
-of that of their differences. The filters P c are the clips; c, where a chain of one moment would
-come to rest, has the more contrast that blends lack, but is bounded by what the clips ever show at
-that place: what is white there would be beyond white, and cut off.
+too rarely becomes likelier, and the precision
+
+    P = 1 - k - k' D^T D / 4 - sum over lags j of q_j R_j,    (R_j x)_t = (x_(t-j) + x_(t+j)) / 2,
+
+k and k' of each place (D takes differences of neighbouring frames) and one q_j for all places, of
+lags from 2 frames to as far as a window reaches. Where moments are blended, chains lose contrast
+and motion; the gradients of k, k' and q_j, at filters as they are, are what chains lack of the
+clips' mean square, of that of their differences, and of what frames j apart have in common. The
+filters P c are the clips; c, where a chain of one moment would come to rest, has the more contrast
+that blends lack, but is bounded by what the clips ever show at that place: what is white there
+would be beyond white, and cut off.
 
 Source: Xie, Lu, Zhu, Wu, "A Theory of Generative ConvNet", ICML 2016 (piecewise Gaussian, filters
 as means of the pieces); that patches of one video, coarse and fine, chosen anew from noise, make
@@ -42,8 +47,10 @@ from stg_train.descriptor import Network
 # Added to the clips' mean square of each channel, model units squared: a window in which nothing
 # moves has a size, too.
 _FLOOR = 0.003
-# Largest k and k': a precision of at least 0.2, and below 2, where whole steps are stable.
+# Largest k and k', and q_j of all lags together: the precision stays above 0, and below 2, where
+# whole steps are stable.
 _LOOSEST = 0.4
+_LAGS = 0.18
 # In place of the bias of a moment that is none: its frames would come from two clips.
 _NEVER = -1e4
 # Frames of all clips together: each frame of a video is compared with every one of them.
@@ -87,7 +94,7 @@ class Exemplars(Network):
     clips: Tensor
     never: Tensor
     waves: Tensor
-    pace: Tensor
+    angles: Tensor
 
     def __init__(self, spec: ExemplarSpec, channels: int, size: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -102,10 +109,10 @@ class Exemplars(Network):
         moments = torch.arange(count * frames - spec.frames + 1)
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
-        waves, pace = _cosines(frames)
+        waves, angles = _cosines(frames)
         self.register_buffer("waves", waves.float(), persistent=False)
-        self.register_buffer("pace", pace.float(), persistent=False)
-        self._kept: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        self.register_buffer("angles", angles.float(), persistent=False)
+        self._kept: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
         self.levels = nn.ModuleList()
         window = spec.window
         for _ in spec.shares:
@@ -113,6 +120,7 @@ class Exemplars(Network):
             self.levels.append(level)
             window, (height, width) = 2 * spec.stride, level.extent
         self.looseness = nn.Parameter(torch.zeros(2, *self.widths()[0].extent))
+        self.lags = nn.Parameter(torch.zeros(spec.frames - 2))
 
     def see(self, clips: Tensor) -> None:
         """Take clips, (M, C, T, H, W), model units, for exemplars."""
@@ -169,7 +177,7 @@ class Exemplars(Network):
             moment's <c, P c> there, (H', W', moments).
         """
         keep = self.training and not torch.compiler.is_compiling()
-        versions = (self.clips._version, self.looseness._version)
+        versions = (self.clips._version, self.looseness._version, self.lags._version)
         if keep and self._kept is not None and self._kept[0] == versions:
             return self._kept[1]
         first = self.widths()[0]
@@ -194,20 +202,30 @@ class Exemplars(Network):
         bounded: Tensor = _LOOSEST * (self.looseness / _LOOSEST).tanh()
         return first.rows.t() @ bounded @ first.columns
 
+    def _common(self) -> Tensor:
+        """q_j of lags 2, 3, ..., (frames - 2,)."""
+        most = _LAGS / len(self.lags)
+        # One for all places is told by every chain what it lacks: at k's rate it would swing.
+        bounded: Tensor = most * (0.4 * self.lags / most).tanh()
+        return bounded
+
     def _centres(self) -> tuple[Tensor, Tensor]:
         """What the moments show, c, and P c; each (C, M, T, H, W)."""
         all_of_it, fast = self._loose()
         channels, _, *extent = self.clips.shape
         clips = self.clips.reshape(channels, -1, len(self.waves), *extent)
-        # P is diagonal in cosines over time, whatever the place.
-        precision = 1 - all_of_it - fast * self.pace[:, None, None]
-        spread = (self.waves @ clips.flatten(3)) / precision.flatten(1)
+        # P is diagonal in cosines over time, whatever the place: beyond its ends a clip goes back.
+        angles = self.angles[:, None]
+        lags = torch.arange(2, 2 + len(self.lags), device=angles.device)
+        common = (lags * angles).cos() @ self._common()
+        fast = fast * (angles[..., None] / 2).sin().square()
+        precision = (1 - all_of_it - fast - common[:, None, None]).flatten(1)
+        spread = (self.waves @ clips.flatten(3)) / precision
         centres = (self.waves.t() @ spread).reshape(clips.shape)
         centres = centres.maximum(clips.amin((1, 2), keepdim=True))
         centres = centres.minimum(clips.amax((1, 2), keepdim=True))
-        steps = F.pad(centres[:, :, 1:] - centres[:, :, :-1], (0, 0, 0, 0, 1, 1))
-        curved = 0.25 * (steps[:, :, :-1] - steps[:, :, 1:])
-        return centres, (1 - all_of_it) * centres - fast * curved
+        spread = (self.waves @ centres.flatten(3)) * precision
+        return centres, (self.waves.t() @ spread).reshape(clips.shape)
 
     def _terms(self, x: Tensor) -> Tensor:
         """The terms of each time, (N, 1, T', 1, 1)."""
@@ -243,7 +261,13 @@ class Exemplars(Network):
         steps = cast(Tensor, _Steps.apply(x))  # type: ignore[no-untyped-call]
         still = (0.5 * all_of_it * x.square()).sum((1, 3, 4))
         moving = (0.125 * fast * steps.square()).sum((1, 3, 4))
-        return F.pad(still, (middle, middle)) + F.pad(moving, (middle, middle + 1))
+        # Each frame with those to come, which are of the last window that sees it.
+        to_come = 2 * middle
+        common = F.pad(self._common(), (2, 0)).reshape(1, 1, -1, 1, 1)
+        later = F.conv3d(F.pad(x.flatten(0, 1)[:, None], (0, 0, 0, 0, 0, to_come)), common)
+        together = (0.5 * x * later.reshape(x.shape)).sum((1, 3, 4))
+        terms = F.pad(still, (middle, middle)) + F.pad(moving, (middle, middle + 1))
+        return terms + F.pad(together, (to_come, 0))
 
 
 class _Moments(torch.autograd.Function):
@@ -381,11 +405,12 @@ def _hann(length: int) -> list[float]:
 
 
 def _cosines(length: int) -> tuple[Tensor, Tensor]:
-    """Cosines over time, (length, length), orthonormal; D^T D / 4 of each, (length,)."""
-    k = torch.arange(length, dtype=torch.float64)
-    waves = torch.cos(math.pi / length * k[:, None] * (k + 0.5)) * math.sqrt(2 / length)
+    """Cosines over time, (length, length), orthonormal; radians per frame of each, (length,)."""
+    times = torch.arange(length, dtype=torch.float64)
+    angles = math.pi / length * times
+    waves = torch.cos(angles[:, None] * (times + 0.5)) * math.sqrt(2 / length)
     waves[0] /= math.sqrt(2)
-    return waves, (math.pi / (2 * length) * k).sin().square()
+    return waves, angles
 
 
 def overlapping(extent: int, window: int, stride: int) -> Tensor:

@@ -281,7 +281,8 @@ class Learner:
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
         if isinstance(self.descriptor, Exemplars):
-            groups.append({"params": [self.descriptor.looseness], "base": learning.learning_rate})
+            precision = [self.descriptor.looseness, self.descriptor.lags]
+            groups.append({"params": precision, "base": learning.learning_rate})
             biases = [level.biases for level in self.descriptor.widths()]
             groups.append({"params": biases, "base": learning.bias_rate})
         for group in groups:
