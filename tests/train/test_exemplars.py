@@ -52,11 +52,13 @@ def recipe_of(clip: Path, **overrides: Any) -> Recipe:
     )
 
 
-def network(clips: int = 1, frames: int = 9) -> tuple[Exemplars, torch.Tensor]:
-    made = Exemplars(SPEC, 3, (clips, frames, 10, 13)).double()
+def network(
+    clips: int = 1, frames: int = 9, spec: ExemplarSpec = SPEC
+) -> tuple[Exemplars, torch.Tensor]:
+    made = Exemplars(spec, 3, (clips, frames, 10, 13)).double()
     seen = torch.randn(clips, 3, frames, 10, 13, generator=torch.Generator().manual_seed(1))
     made.see(seen.double())
-    made.waves, made.angles = _cosines(frames)
+    made.waves, made.modes = _cosines(frames, spec.frames - 1)
     return made, seen.double()
 
 
@@ -64,19 +66,35 @@ def levels(made: Exemplars) -> list[Level]:
     return [level for level in made.levels if isinstance(level, Level)]
 
 
-def precisions(loose: torch.Tensor, common: float, length: int, *, back: bool) -> torch.Tensor:
-    """P = 1 - k - k' D^T D / 4 - q R of each place, (H, W, length, length), of lag 2 alone.
+def loosen(made: Exemplars) -> list[float]:
+    """Give the network a precision of its own; q_j of lags 2, 3, ..."""
+    torch.nn.init.normal_(made.looseness, 0.1, 0.1, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        made.lags.copy_(torch.tensor([-0.3, 0.2, 0.1])[: len(made.lags)] * made.lag_scale)
+    most = 0.18 / len(made.lags)
+    return [most * math.tanh(0.4 * lag / made.lag_scale / most) for lag in made.lags.tolist()]
+
+
+def precisions(
+    loose: torch.Tensor, common: list[float], length: int, *, back: bool
+) -> torch.Tensor:
+    """P = 1 - k - k' D^T D / 4 - sum of q_j R_j of each place, (H, W, length, length).
 
     Beyond its ends a video goes `back`, the last frame first, or there is nothing.
     """
     steps = torch.eye(length).diff(dim=0).double()
     slow, fast = loose.double()[..., None, None]
-    later = torch.eye(length + 4).double()[4:] + torch.eye(length + 4).double()[:-4]
-    later = 0.5 * later[:, 2:-2]
-    if back:
-        later[[0, 1, -1, -2], [1, 0, -2, -1]] += 0.5
     precision = torch.eye(length).double() * (1 - slow) - fast * (steps.t() @ steps) / 4
-    return precision - common * later
+    for lag, q in enumerate(common, 2):
+        for at in range(length):
+            for other in (at - lag, at + lag):
+                if back and other < 0:
+                    precision[..., at, -1 - other] -= q / 2
+                elif back and other >= length:
+                    precision[..., at, 2 * length - 1 - other] -= q / 2
+                elif 0 <= other < length:
+                    precision[..., at, other] -= q / 2
+    return precision
 
 
 def moved(made: Exemplars, x: torch.Tensor) -> torch.Tensor:
@@ -94,14 +112,13 @@ def test_windows_add_up_to_one_everywhere(extent: int, window: int, stride: int)
     assert (weights.sum(1) > 0).all()
 
 
-def test_the_energy_is_what_the_formula_says() -> None:
+@pytest.mark.parametrize("frames", [3, 5])
+def test_the_energy_is_what_the_formula_says(frames: int) -> None:
     """By hand: every window, time and moment, from the distances in plain loops."""
-    made, seen = network()
+    made, seen = network(spec=replace(SPEC, frames=frames))
     for level in levels(made):
         torch.nn.init.normal_(level.biases, 0, 0.1, generator=torch.Generator().manual_seed(5))
-    torch.nn.init.normal_(made.looseness, 0.1, 0.1, generator=torch.Generator().manual_seed(6))
-    torch.nn.init.constant_(made.lags, -0.3)
-    common = 0.18 * math.tanh(-0.4 * 0.3 / 0.18)
+    common = loosen(made)
     rows, columns = (matrix.double() for matrix in (levels(made)[0].rows, levels(made)[0].columns))
     loose = 0.4 * torch.einsum(
         "ih,kij,jw->khw", rows, (made.looseness.detach() / 0.4).tanh(), columns
@@ -114,8 +131,9 @@ def test_the_energy_is_what_the_formula_says() -> None:
     x = torch.randn(1, 3, 6, 10, 13, dtype=torch.float64)
     loosened = torch.eye(6) - precisions(loose, common, 6, back=False)
     given_back = torch.einsum("hwst,cthw->cshw", loosened, x[0])
-    times = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
-    padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 2, 2))
+    weights = {3: [0.25, 0.5, 0.25], 5: [1 / 12, 0.25, 1 / 3, 0.25, 1 / 12]}[frames]
+    times = torch.tensor(weights, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x[0], (0, 0, 0, 0, frames - 1, frames - 1))
     total = 0.5 * float((x[0] * given_back).sum())
     rows, columns = torch.eye(10).double(), torch.eye(13).double()
     for share, level in zip(SPEC.shares, levels(made), strict=True):
@@ -126,11 +144,11 @@ def test_the_energy_is_what_the_formula_says() -> None:
                 mean = (seen[0].square().mean(1) + 0.003).sum(0)
                 size = float((weight * mean).sum())
                 assert float(level.size[i, j]) == pytest.approx(size)
-                for t in range(8):
+                for t in range(6 + frames - 1):
                     found = []
-                    for u in range(7):
-                        c, pc = centres[:, u : u + 3], pulled[:, u : u + 3]
-                        each = (padded[:, t : t + 3] * pc - 0.5 * c * pc).sum(0)
+                    for u in range(9 - frames + 1):
+                        c, pc = centres[:, u : u + frames], pulled[:, u : u + frames]
+                        each = (padded[:, t : t + frames] * pc - 0.5 * c * pc).sum(0)
                         each = each * times[:, None, None] * weight
                         found.append(each.sum() / size + level.biases[i, j, 0, u])
                     tau = SPEC.temperature
@@ -166,6 +184,21 @@ def test_where_it_is_loose_chains_come_to_rest_at_more_contrast_and_motion() -> 
     assert 1.2 < contrast < motion < 2
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_whole_steps_are_stable_however_loose(sign: int) -> None:
+    made, _ = network(spec=replace(SPEC, frames=5))
+    with torch.no_grad():
+        made.looseness.fill_(sign * 9.0)
+        for lag in range(3):
+            for also in (-1, 1):
+                made.lags.fill_(also * 9.0 * made.lag_scale)
+                made.lags[lag].neg_()
+                loose, common = made._loose().detach(), made._common().tolist()
+                for back in (False, True):
+                    found = torch.linalg.eigvals(precisions(loose, common, 9, back=back)).real
+                    assert found.min() > 0.01 and found.max() < 1.99
+
+
 def test_no_moment_is_brighter_than_the_clips_are_at_its_place() -> None:
     made, seen = network()
     with torch.no_grad():
@@ -180,10 +213,12 @@ def test_what_chains_lack_is_the_gradient_of_the_precision() -> None:
     """Of k half the mean square, of k' an eighth of that of differences, of q half the product."""
     made, _ = network()
     with torch.no_grad():
-        made.looseness[0], made.looseness[1], made.lags[0] = 0.2, -0.1, 0.3
+        made.looseness[0], made.looseness[1] = 0.2, -0.1
+        made.lags.fill_(0.3 * made.lag_scale)
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     found, common = torch.autograd.grad(made(x).sum(), [made.looseness, made.lags])
-    later = 0.5 * (x[:, :, 2:] * x[:, :, :-2]).sum() * 0.4 / math.cosh(0.4 * 0.3 / 0.18) ** 2
+    later = 0.5 * (x[:, :, 2:] * x[:, :, :-2]).sum()
+    later *= 0.4 / made.lag_scale / math.cosh(0.4 * 0.3 / 0.18) ** 2
     torch.testing.assert_close(common, later[None])
     rows, columns = levels(made)[0].rows.double(), levels(made)[0].columns.double()
     square, steps = x[0].square().sum((0, 1)), x[0].diff(dim=1).square().sum((0, 1))
@@ -244,25 +279,25 @@ def test_an_update_is_heeded(name: str) -> None:
     assert made(seen).item() != pytest.approx(before)
 
 
-def test_a_frame_is_in_the_terms_of_its_windows_alone() -> None:
-    made, _ = network()
-    torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
-    torch.nn.init.constant_(made.lags, 0.3)
+@pytest.mark.parametrize("frames", [3, 5])
+def test_a_frame_is_in_the_terms_of_its_windows_alone(frames: int) -> None:
+    made, _ = network(spec=replace(SPEC, frames=frames))
+    loosen(made)
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
     with torch.no_grad():
         for frame in range(7):
             other = x.clone()
             other[:, :, frame] += 1
             changed = (made._terms(other) - made._terms(x)).flatten().abs() > 1e-9
-            assert changed.nonzero().flatten().tolist() == [frame, frame + 1, frame + 2]
+            assert changed.nonzero().flatten().tolist() == list(range(frame, frame + frames))
 
 
-def test_pieces_make_the_whole() -> None:
-    made, _ = network()
-    torch.nn.init.normal_(made.looseness, 0, 0.2, generator=torch.Generator().manual_seed(3))
-    torch.nn.init.constant_(made.lags, 0.3)
+@pytest.mark.parametrize("frames", [3, 5])
+def test_pieces_make_the_whole(frames: int) -> None:
+    made, _ = network(spec=replace(SPEC, frames=frames))
+    loosen(made)
     x = torch.randn(1, 3, 7, 10, 13, dtype=torch.float64)
-    ones = torch.zeros(1, 1, 9, 1, 1, dtype=torch.float64)
+    ones = torch.zeros(1, 1, 7 + frames - 1, 1, 1, dtype=torch.float64)
     ones[:, :, :4] = 1
     energy = Energy(made, 0.5)
     quadratic = 0.5 * float(x.square().sum()) / 0.25

@@ -47,10 +47,12 @@ from stg_train.descriptor import Network
 # Added to the clips' mean square of each channel, model units squared: a window in which nothing
 # moves has a size, too.
 _FLOOR = 0.003
-# Largest k and k', and q_j of all lags together: the precision stays above 0, and below 2, where
-# whole steps are stable.
+# Largest k, largest k', and the q_j of all lags together: the precision stays between 0.02 and
+# 1.98, and below 2 whole steps are stable.
 _LOOSEST = 0.4
 _LAGS = 0.18
+# Rate of q_j in that of k: what one number for all places is told at an update is less of a chance.
+_LAG_RATE = 0.4
 # In place of the bias of a moment that is none: its frames would come from two clips.
 _NEVER = -1e4
 # Frames of all clips together: each frame of a video is compared with every one of them.
@@ -94,7 +96,7 @@ class Exemplars(Network):
     clips: Tensor
     never: Tensor
     waves: Tensor
-    angles: Tensor
+    modes: Tensor
 
     def __init__(self, spec: ExemplarSpec, channels: int, size: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -109,9 +111,9 @@ class Exemplars(Network):
         moments = torch.arange(count * frames - spec.frames + 1)
         whole = moments // frames == (moments + spec.frames - 1) // frames
         self.register_buffer("never", torch.where(whole, 0.0, _NEVER), persistent=False)
-        waves, angles = _cosines(frames)
+        waves, modes = _cosines(frames, spec.frames - 1)
         self.register_buffer("waves", waves.float(), persistent=False)
-        self.register_buffer("angles", angles.float(), persistent=False)
+        self.register_buffer("modes", modes.float(), persistent=False)
         self._kept: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
         self.levels = nn.ModuleList()
         window = spec.window
@@ -120,6 +122,9 @@ class Exemplars(Network):
             self.levels.append(level)
             window, (height, width) = 2 * spec.stride, level.extent
         self.looseness = nn.Parameter(torch.zeros(2, *self.widths()[0].extent))
+        # All places add to the gradient of one number: in units of this much it is as large as that
+        # of their k, with which it is clipped.
+        self.lag_scale = math.sqrt(math.prod(self.widths()[0].extent))
         self.lags = nn.Parameter(torch.zeros(spec.frames - 2))
 
     def see(self, clips: Tensor) -> None:
@@ -205,8 +210,7 @@ class Exemplars(Network):
     def _common(self) -> Tensor:
         """q_j of lags 2, 3, ..., (frames - 2,)."""
         most = _LAGS / len(self.lags)
-        # One for all places is told by every chain what it lacks: at k's rate it would swing.
-        bounded: Tensor = most * (0.4 * self.lags / most).tanh()
+        bounded: Tensor = most * (_LAG_RATE / self.lag_scale / most * self.lags).tanh()
         return bounded
 
     def _centres(self) -> tuple[Tensor, Tensor]:
@@ -215,11 +219,9 @@ class Exemplars(Network):
         channels, _, *extent = self.clips.shape
         clips = self.clips.reshape(channels, -1, len(self.waves), *extent)
         # P is diagonal in cosines over time, whatever the place: beyond its ends a clip goes back.
-        angles = self.angles[:, None]
-        lags = torch.arange(2, 2 + len(self.lags), device=angles.device)
-        common = (lags * angles).cos() @ self._common()
-        fast = fast * (angles[..., None] / 2).sin().square()
-        precision = (1 - all_of_it - fast - common[:, None, None]).flatten(1)
+        fast = fast * self.modes[0, :, None, None]
+        common = (self._common() @ self.modes[1:])[:, None, None]
+        precision = (1 - all_of_it - fast - common).flatten(1)
         spread = (self.waves @ clips.flatten(3)) / precision
         centres = (self.waves.t() @ spread).reshape(clips.shape)
         centres = centres.maximum(clips.amin((1, 2), keepdim=True))
@@ -404,13 +406,18 @@ def _hann(length: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _cosines(length: int) -> tuple[Tensor, Tensor]:
-    """Cosines over time, (length, length), orthonormal; radians per frame of each, (length,)."""
+def _cosines(length: int, furthest: int) -> tuple[Tensor, Tensor]:
+    """Cosines over time, (length, length), orthonormal, and what is made of each by the precision.
+
+    Returns:
+        The cosines; of each D^T D / 4 and R_j of lags 2 to `furthest`, (furthest, length).
+    """
     times = torch.arange(length, dtype=torch.float64)
     angles = math.pi / length * times
     waves = torch.cos(angles[:, None] * (times + 0.5)) * math.sqrt(2 / length)
     waves[0] /= math.sqrt(2)
-    return waves, angles
+    lags = torch.arange(2, furthest + 1)
+    return waves, torch.cat([(angles / 2).sin().square()[None], (lags[:, None] * angles).cos()])
 
 
 def overlapping(extent: int, window: int, stride: int) -> Tensor:

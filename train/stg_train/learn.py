@@ -281,8 +281,9 @@ class Learner:
         if isinstance(self.descriptor, Denoiser) and self.descriptor.places is not None:
             groups.append({"params": [self.descriptor.places], "base": learning.bias_rate})
         if isinstance(self.descriptor, Exemplars):
-            precision = [self.descriptor.looseness, self.descriptor.lags]
-            groups.append({"params": precision, "base": learning.learning_rate})
+            groups.append({"params": [self.descriptor.looseness], "base": learning.learning_rate})
+            rate = learning.learning_rate * self.descriptor.lag_scale
+            groups.append({"params": [self.descriptor.lags], "base": rate})
             biases = [level.biases for level in self.descriptor.widths()]
             groups.append({"params": biases, "base": learning.bias_rate})
         for group in groups:
