@@ -52,6 +52,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-grid, spot": ("fc-s", {**SPOT, "learning.regime": "multi-grid"}),
     "denoising, spot": ("denoising", {}),
     "exemplars": ("exemplars", {}),
+    "exemplars, no lags": ("exemplars", {}),
     "exemplars, biases alone": ("exemplars", {"learning.learning_rate": NOTHING}),
     "exemplars, as they are": (
         "exemplars",
@@ -63,6 +64,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "st, valid, windows in space": ("st", {**VALID, "data.window_size": [48, 48]}),
 }
 REGIMES = [name for name in RUNS if not name.startswith("st")]
+UNLEARNED = {"exemplars, no lags": "lags"}  # parameters that have no rate of their own in a recipe
 KEYS = (
     ("spatial_db", "spatial dB"),
     ("temporal_db", "temporal dB"),
@@ -76,13 +78,18 @@ LONGEST = 1.25  # of the budget: a machine that slows down ends a run early
 SEED = 4001  # of the samples
 
 
-def learner_of(recipe: Recipe, observed: Observed) -> Learner:
+def learner_of(recipe: Recipe, observed: Observed, unlearned: str | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(recipe, observed)
+    learner = Learner(recipe, observed)
+    if unlearned is not None:
+        left = getattr(learner.descriptor, unlearned)
+        (group,) = (g for g in learner.optimizer.param_groups if g["params"][0] is left)
+        group["base"] = 0.0
+    return learner
 
 
 def seconds_per_update(recipe: Recipe, observed: Observed) -> float:
-    learner, times = learner_of(recipe, observed), []
+    learner, times = learner_of(recipe, observed, None), []
     for _ in range(TIMED):
         began = time.process_time()
         learner.update()
@@ -90,12 +97,14 @@ def seconds_per_update(recipe: Recipe, observed: Observed) -> float:
     return sum(times[1:]) / (TIMED - 1)
 
 
-def run(recipe: Recipe, observed: Observed, budget: float) -> tuple[dict[str, Any], Any]:
+def run(
+    recipe: Recipe, observed: Observed, budget: float, unlearned: str | None
+) -> tuple[dict[str, Any], Any]:
     """Learn for the budget, synthesize, measure: one cell of the table, and its videos."""
     each = seconds_per_update(recipe, observed)
     updates = max(4, round(budget / each))
     learning = recipe.learning.model_copy(update={"updates": updates})
-    learner = learner_of(recipe.model_copy(update={"learning": learning}), observed)
+    learner = learner_of(recipe.model_copy(update={"learning": learning}), observed, unlearned)
     began, wall = time.process_time(), time.perf_counter()
     cell: dict[str, Any] = {"planned": updates, "guard": 0}
     videos = None
@@ -171,7 +180,7 @@ def main() -> None:
             data |= {"data.frames": options.frames, "data.window": options.frames // 2}
             recipe = resolve(load_recipe(base, overrides={**data, "threads": 1, **overrides}))
             observed = read_observed(recipe.data, recipe.pixels)
-            rows[name], videos = run(recipe, observed, options.budget)
+            rows[name], videos = run(recipe, observed, options.budget, UNLEARNED.get(name))
             if options.sheets and videos is not None:
                 options.sheets.mkdir(parents=True, exist_ok=True)
                 named = [("observed", observed.pixels[0]), (name, videos[0]), ("", videos[1])]

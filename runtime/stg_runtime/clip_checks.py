@@ -50,7 +50,7 @@ def check_motion(frames: Frames, name: str) -> None:
         raise InputError(
             f"{name}: does not move (its {len(frames)} frames lie {moved:.2f} grey levels around "
             "their mean), and motion is what is learned; give a video in which something moves, "
-            "or another --start, --frames or --crop"
+            "or another --start, --frames or --crop; of a still texture, one frame: --frames 1"
         )
 
 

@@ -357,6 +357,22 @@ def test_the_file_makes_the_videos_of_the_run(clip: Path, tmp_path: Path) -> Non
         export_run(tmp_path / "run", tmp_path / "h.onnx", precision="fp16")
 
 
+def test_a_long_clip_makes_a_file_that_opens(tmp_path: Path) -> None:
+    """Exporters fold what is small alone: what is made of a clip's length must be in the file."""
+    frames = np.random.default_rng(0).integers(0, 256, (350, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "long.npy", frames)
+    overrides: dict[str, Any] = {
+        "data.size": [8, 8],
+        "data.frames": 350,
+        "network.exemplars": {**WINDOWS, "frames": 5},
+        "langevin.n_steps": 1,
+        "learning.updates": 1,
+    }
+    Run.start(tmp_path / "run", recipe_of(tmp_path / "long.npy", **overrides)).learn()
+    export_run(tmp_path / "run", tmp_path / "m.onnx")
+    open_backend(tmp_path / "m.onnx", "cpu")
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

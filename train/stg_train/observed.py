@@ -339,6 +339,8 @@ def scale_observed(stack: NDArray[np.uint8], fps: float, pixels: Pixels) -> Obse
     if variance < 0.25:
         what = {"channel": "are one flat colour", "image": "do not move", "video": "are all alike"}
         mend = "give a video in which something moves, or another --start or --crop"
+        if pixels.mean == "image":
+            mend += "; of a still texture, one frame: --frames 1"
         if pixels.mean == "video":
             mend = "give several videos that differ"
         raise InputError(
