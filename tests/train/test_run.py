@@ -299,7 +299,7 @@ def test_a_tensor_that_does_not_fit_is_damage(
     assert "adam.0.step" in tensors
     tensors[name] = value  # type: ignore[assignment]
     save_file({key: held for key, held in tensors.items() if held is not None}, path, header)
-    with pytest.raises(InputError, match=rf"a damaged checkpoint \(ValueError: {name} "):
+    with pytest.raises(InputError, match=rf"a damaged checkpoint, or .*\(ValueError: {name} "):
         Run.resume(tmp_path / "run", updates=2)
 
 

@@ -163,7 +163,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: a damaged checkpoint ({type(error).__name__}: {reason})"
+            f"{path}: a damaged checkpoint, or of another stg ({type(error).__name__}: {reason})"
         ) from None
 
 

@@ -263,7 +263,8 @@ class Exemplars(Network):
         steps = cast(Tensor, _Steps.apply(x))  # type: ignore[no-untyped-call]
         still = (0.5 * all_of_it * x.square()).sum((1, 3, 4))
         moving = (0.125 * fast * steps.square()).sum((1, 3, 4))
-        # Each frame with those to come, which are of the last window that sees it.
+        # Each frame with those to come, which the last window that sees it sees, too. Beyond a
+        # video's ends there is nothing (clips go back there): what differs is of the margin.
         to_come = 2 * middle
         common = F.pad(self._common(), (2, 0)).reshape(1, 1, -1, 1, 1)
         later = F.conv3d(F.pad(x.flatten(0, 1)[:, None], (0, 0, 0, 0, 0, to_come)), common)
