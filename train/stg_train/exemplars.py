@@ -265,12 +265,10 @@ class Exemplars(Network):
         moving = (0.125 * fast * steps.square()).sum((1, 3, 4))
         # Each frame with those to come, which the last window that sees it sees, too. Beyond a
         # video's ends there is nothing (clips go back there): what differs is of the margin.
-        to_come = 2 * middle
-        common = F.pad(self._common(), (2, 0)).reshape(1, 1, -1, 1, 1)
-        later = F.conv3d(F.pad(x.flatten(0, 1)[:, None], (0, 0, 0, 0, 0, to_come)), common)
-        together = (0.5 * x * later.reshape(x.shape)).sum((1, 3, 4))
+        later = cast(Tensor, _Later.apply(x, self._common()))  # type: ignore[no-untyped-call]
+        together = (0.5 * x * later).sum((1, 3, 4))
         terms = F.pad(still, (middle, middle)) + F.pad(moving, (middle, middle + 1))
-        return terms + F.pad(together, (to_come, 0))
+        return terms + F.pad(together, (2 * middle, 0))
 
 
 class _Moments(torch.autograd.Function):
@@ -320,6 +318,31 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return F.pad(grad, (0, 0, 0, 0, 1, 0)) - F.pad(grad, (0, 0, 0, 0, 0, 1))
+
+
+class _Later(torch.autograd.Function):
+    """y_t = sum over j of q_j x_(t+j), lags 2, 3, ..., of (N, C, T, H, W); see `_Steps`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, common: Tensor) -> Tensor:
+        ctx.save_for_backward(x, common)
+        return sum((q * _shifted(x, lag) for lag, q in enumerate(common, 2)), 0.0 * x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, common = ctx.saved_tensors
+        before = sum((q * _shifted(grad, -lag) for lag, q in enumerate(common, 2)), 0.0 * grad)
+        if not ctx.needs_input_grad[1]:
+            return before, None
+        lags = range(2, 2 + len(common))
+        return before, torch.stack([(grad * _shifted(x, lag)).sum() for lag in lags])
+
+
+def _shifted(x: Tensor, lag: int) -> Tensor:
+    """x_(t+lag), 0 beyond the ends; a video may be shorter than the lag."""
+    if lag > 0:
+        return F.pad(x, (0, 0, 0, 0, 0, lag))[:, :, lag:]
+    return F.pad(x, (0, 0, 0, 0, -lag, 0))[:, :, :lag]
 
 
 class _LogSumExp(torch.autograd.Function):
