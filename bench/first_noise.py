@@ -10,19 +10,16 @@ starts; along space and time without and with the equalizer, as recipe st starts
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from saved import save
 
-from stg_runtime.doctor import processor, version
 from stg_runtime.measures import compare
 from stg_runtime.spot import Axes, Spot
-from stg_runtime.threads import usable_threads
 from stg_runtime.video import to_pixels
 from stg_train.observed import Observed, read_observed
 from stg_train.recipe import load_recipe
@@ -55,17 +52,8 @@ def main() -> None:
                 rows[name][label] = found
                 means = " ".join(f"{np.mean([v[key] for v in found]):>16.3f}" for key in FIGURES)
                 print(f"{name[:14]:<15}{label:<17}" + means, flush=True)
-    if options.json:
-        result = {
-            "what": "first noise alone against its clip, no Langevin step",
-            "date": datetime.date.today().isoformat(),
-            "hardware": {"processor": processor(), "threads": usable_threads()},
-            "versions": {"stg": version("stg"), "numpy": np.__version__},
-            "draws": options.draws,
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    what = "first noise alone against its clip, no Langevin step"
+    save(options.json, what, ("numpy",), draws=options.draws, rows=rows)
 
 
 def overrides_of(text: str) -> dict[str, Any]:

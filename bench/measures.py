@@ -9,8 +9,6 @@ file, where it has them, are "another segment". Without clips, the generated sea
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import re
 import time
 from pathlib import Path
@@ -18,11 +16,10 @@ from pathlib import Path
 import numpy as np
 from lds import learn, sample
 from numpy.typing import NDArray
+from saved import save
 
-from stg_runtime.doctor import processor, version
 from stg_runtime.errors import InputError
 from stg_runtime.measures import MEASURES, compare, measure
-from stg_runtime.threads import usable_threads
 from stg_runtime.video import read_clip
 from stg_train.sea import Sea
 
@@ -117,17 +114,9 @@ def main() -> None:
     measure(large, large)
     seconds = time.process_time() - began
     print(f"224x224x70 took {seconds:.1f} processor seconds")
-    if options.json:
-        result = {
-            "what": "the measures on known material and on the linear dynamical system, 64x64",
-            "date": datetime.date.today().isoformat(),
-            "hardware": {"processor": processor(), "threads": usable_threads()},
-            "versions": {"stg": version("stg"), "numpy": version("numpy")},
-            "clips": results,
-            "processor seconds for 224x224x70": round(seconds, 2),
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    what = "the measures on known material and on the linear dynamical system, 64x64"
+    took = {"processor seconds for 224x224x70": round(seconds, 2)}
+    save(options.json, what, ("numpy",), clips=results, **took)
 
 
 if __name__ == "__main__":

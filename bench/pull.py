@@ -12,17 +12,14 @@ what the figures are. `independent` is what an unrelated video's difference woul
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from first_noise import FIGURES, overrides_of
+from saved import save
 
-from stg_runtime.doctor import processor, version
-from stg_runtime.files import atomic_write_text
 from stg_runtime.measures import compare
 from stg_runtime.video import to_pixels
 from stg_train.choose import choose
@@ -93,17 +90,8 @@ def main() -> None:
             print(f"{name:<11} {label:<28}" + " ".join(f"{value:>16.3f}" for value in row.values()))
         print(f"{name:<11} recipe {clips[name]['recipe']}, independent: ", end="")
         print(f"{clips[name]['independent']:.3f}", flush=True)
-        if options.json:
-            result = {
-                "what": "first noise walked with the reference alone, no learned energy",
-                "date": datetime.date.today().isoformat(),
-                "hardware": {"processor": processor(), "threads": 1},
-                "versions": {"stg": version("stg"), "numpy": np.__version__},
-                "draws": options.draws,
-                "clips": clips,
-            }
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(options.json, json.dumps(result, indent=1) + "\n")
+        what = "first noise walked with the reference alone, no learned energy"
+        save(options.json, what, ("numpy",), threads=1, draws=options.draws, clips=clips)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ What the figures are: docs/measures.md.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import time
 from pathlib import Path
 
 import numpy as np
+from saved import save
 
 from stg_runtime.backends import open_backend
 from stg_runtime.contact_sheet import contact_sheet, save_image
-from stg_runtime.doctor import processor, version
 from stg_runtime.measures import compare, independent_difference
 from stg_runtime.synthesize import fitted_chains, plan, synthesize
-from stg_runtime.threads import usable_threads
 
 
 def main() -> None:
@@ -60,19 +57,15 @@ def main() -> None:
     if options.sheet:
         sheet = contact_sheet([("observed", clips[0]), *videos.items()], columns=10)
         save_image(options.sheet, sheet)
-    if options.json:
-        result = {
-            "what": f"samples of {options.run.name} from fresh noise against its clip",
-            "date": datetime.date.today().isoformat(),
-            "hardware": {"processor": processor(), "threads": usable_threads()},
-            "versions": {"stg": version("stg"), "onnxruntime": version("onnxruntime")},
-            "recipe": backend.metadata.recipe,
-            "rows": rows,
-            "diversity": between,
-            "independent": independent,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(
+        options.json,
+        f"samples of {options.run.name} from fresh noise against its clip",
+        ("onnxruntime",),
+        recipe=backend.metadata.recipe,
+        rows=rows,
+        diversity=between,
+        independent=independent,
+    )
 
 
 if __name__ == "__main__":

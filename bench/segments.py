@@ -12,35 +12,23 @@ learned from one clip matches that clip's own figures and may come nearer in all
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from clips import CLIPS, FPS, render
+from first_noise import FIGURES as SAMPLED
 from numpy.typing import NDArray
+from saved import save
 
-from stg_runtime.doctor import processor, version
 from stg_runtime.errors import InputError
 from stg_runtime.measures import measure
-from stg_runtime.threads import usable_threads
 from stg_runtime.video import count_frames, read_clip
 from stg_runtime.video_write import write_video
 
 Video = NDArray[np.uint8]
 SIZE, FRAMES = (64, 64), 64
-FIGURES = (
-    "spatial_db",
-    "temporal_db",
-    "motion",
-    "sharpness",
-    "moving_contrast",
-    "feature_distance",
-    "difference",
-    "replay",
-    "nearest_frame",
-)
+FIGURES = (*SAMPLED, "replay", "nearest_frame")
 # The goals of docs/training.md that are about one figure of one video.
 GOALS = {
     "spatial_db": (0.0, 1.0),
@@ -98,18 +86,10 @@ def main() -> None:
             + f"   {met['all of these']:.2f}",
             flush=True,
         )
-    if options.json:
-        result = {
-            "what": "segments of one film, in turn, against each other, both ways round",
-            "date": datetime.date.today().isoformat(),
-            "hardware": {"processor": processor(), "threads": usable_threads()},
-            "versions": {"stg": version("stg"), "numpy": np.__version__},
-            "size": [*SIZE, FRAMES],
-            "goals": {figure: list(goal) for figure, goal in GOALS.items()},
-            "rows": results,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    what = "segments of one film, in turn, against each other, both ways round"
+    goals = {figure: list(goal) for figure, goal in GOALS.items()}
+    size = [*SIZE, FRAMES]
+    save(options.json, what, ("numpy",), size=size, goals=goals, rows=results)
 
 
 def segments(source: str, most: int) -> list[Video]:

@@ -485,10 +485,10 @@ def refuse_larger(
     """
     voxels, channels = math.prod(lengths), gradient.metadata.channels
     fixed = _writer(finished) + channels * math.prod(finished) + held
-    surely = resident_memory() + fixed + start + voxels * (9 * channels + _UNMEASURED)
+    base = resident_memory()
+    surely = base + fixed + start + voxels * (9 * channels + _UNMEASURED)
     if limit is None or surely <= limit:
         return
-    base = resident_memory()
     needed = foresee(gradient, lengths, start=start, finished=finished) + held
     if needed <= limit:
         return

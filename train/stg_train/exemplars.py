@@ -326,16 +326,24 @@ class _Later(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, common: Tensor) -> Tensor:
         ctx.save_for_backward(x, common)
-        return sum((q * _shifted(x, lag) for lag, q in enumerate(common, 2)), 0.0 * x)
+        return _added(x, common, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, common = ctx.saved_tensors
-        before = sum((q * _shifted(grad, -lag) for lag, q in enumerate(common, 2)), 0.0 * grad)
+        before = _added(grad, common, -1)
         if not ctx.needs_input_grad[1]:
             return before, None
         lags = range(2, 2 + len(common))
         return before, torch.stack([(grad * _shifted(x, lag)).sum() for lag in lags])
+
+
+def _added(x: Tensor, common: Tensor, sign: int) -> Tensor:
+    """Sum over j of q_j x_(t + sign j)."""
+    y = common[0] * _shifted(x, 2 * sign)
+    for lag, q in enumerate(common[1:], 3):
+        y = y + q * _shifted(x, lag * sign)
+    return y
 
 
 def _shifted(x: Tensor, lag: int) -> Tensor:

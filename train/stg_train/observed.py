@@ -338,14 +338,15 @@ def scale_observed(stack: NDArray[np.uint8], fps: float, pixels: Pixels) -> Obse
     variance = float((squares / count - 2 * mean * (total / count) + mean**2).mean())
     if variance < 0.25:
         what = {"channel": "are one flat colour", "image": "do not move", "video": "are all alike"}
-        mend = "give a video in which something moves, or another --start or --crop"
-        if pixels.mean == "image":
-            mend += "; of a still texture, one frame: --frames 1"
-        if pixels.mean == "video":
-            mend = "give several videos that differ"
+        moving = "give a video in which something moves, or another --start or --crop"
+        mend = {
+            "channel": moving,
+            "image": f"{moving}; of a still texture, one frame: --frames 1",
+            "video": "give several videos that differ",
+        }
         raise InputError(
             f"the training clips {what[pixels.mean]} (standard deviation "
-            f"{max(variance, 0) ** 0.5:.2f} grey levels); {mend}"
+            f"{max(variance, 0) ** 0.5:.2f} grey levels); {mend[pixels.mean]}"
         )
     scale = variance**0.5 if pixels.scale == "std" else pixels.scale
     return Observed(stack, fps, np.moveaxis(mean, -1, 0).astype(np.float32), scale)
